@@ -1,0 +1,123 @@
+"""Adding plans to a bundle: a method at a site with a budget, spliced into the neutral graph and lowered."""
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgecomp.dialects import lowering
+from edgecomp.ir.graphs import describe, load, save
+from edgecomp.methods.base import BudgetError, Method, Place
+from edgecomp.passes.splice import at_projector
+from edgecomp.writer import copy_files, writing
+from edgecomp_runtime.bundle import Bundle
+from edgecomp_runtime.errors import EdgecompError
+from edgecomp_runtime.manifest import GraphInfo, Manifest, PlanInfo, StepInfo
+
+POSITIONS = ("keep", "compact")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One plan to make: `keep` is a count ('64') or a part ('25%') of a picture's visual tokens."""
+    method: Method
+    keep: str
+    site: str = "projector"
+    position: str = "keep"
+
+
+def tokens_of(keep: str, tokens: int) -> int:
+    """'64' is 64; '25%' is max(1, floor(N p / 100 + 1/2)). Raises BudgetError for anything outside 1..N."""
+    text = keep.strip()
+    try:
+        number = float(text[:-1]) * tokens / 100 if text.endswith("%") else int(text)
+        count = max(1, math.floor(number + 0.5)) if text.endswith("%") and number > 0 else int(number)
+    except (ValueError, OverflowError):
+        raise BudgetError(f"a budget of {keep!r} is neither a count such as 64 nor a part such as 25%") from None
+    if not 1 <= count <= tokens:
+        raise BudgetError(f"a budget of {keep} is outside what this model has: choose 1 to {tokens} visual tokens, or a part up to 100%")
+    return count
+
+
+def plan_name(recipe: Recipe, keep: int) -> str:
+    """A plan's name: method, budget, and whatever differs from the defaults."""
+    parts = [recipe.method.name, str(keep)]
+    for field in dataclasses.fields(recipe.method):  # type: ignore[arg-type]
+        value = getattr(recipe.method, field.name)
+        if value != field.default:
+            parts.append(f"{field.name}{value}")
+    return "-".join(parts + ([recipe.position] if recipe.position != "keep" else []))
+
+
+def compress(source: Path, out: Path, recipes: Sequence[Recipe], *, dialects: Sequence[str] = ("onnxruntime",),
+             say: Callable[[str], None] = lambda line: None) -> list[str]:
+    """Writes a bundle with one more plan a recipe, each lowered to the dialects. Weights are shared, not copied.
+
+    Args:
+        source: a bundle with neutral graphs.
+        out: where the new one goes; may be the same folder.
+        recipes: the plans to make; one that the bundle has already is kept as it is.
+        dialects: what to lower all plans to.
+        say: is told what is being done.
+
+    Returns:
+        The plans' names, in order; the first one is the new bundle's default.
+
+    Raises:
+        BudgetError, EdgecompError: a budget or site that does not fit, before anything is written.
+    """
+    bundle = Bundle.open(source)
+    manifest = bundle.manifest
+    planned = [(recipe, _place(recipe, manifest)) for recipe in recipes]
+    names = [plan_name(recipe, place.keep) for recipe, place in planned]
+    plans = dict(manifest.plans)
+    with writing(out) as (partial, finish):
+        copy_files(bundle, partial)
+        for name, (recipe, place) in zip(names, planned):
+            if name not in plans:
+                say(f"compressing to {place.keep} of {place.tokens} visual tokens: {name}")
+                plans[name] = _plan(name, recipe, place, manifest, partial)
+        for name, plan in plans.items():
+            for dialect in dialects:
+                if dialect not in plan.variants:
+                    say(f"lowering {name} for {dialect}")
+                    variant = {part: _lowered(graph, dialect, partial) for part, graph in plan.variants["neutral"].items()}
+                    plans[name] = plan = dataclasses.replace(plan, variants={**plan.variants, dialect: variant})
+        finish(dataclasses.replace(manifest, plans=plans, default_plan=names[0] if names else manifest.default_plan))
+    return names
+
+
+def _place(recipe: Recipe, manifest: Manifest) -> Place:
+    if recipe.site not in recipe.method.taxonomy.sites:
+        raise EdgecompError(f"method {recipe.method.name!r} cannot stand at {recipe.site!r}; it can at {', '.join(recipe.method.taxonomy.sites)}")
+    if recipe.position not in POSITIONS:
+        raise EdgecompError(f"position {recipe.position!r} is none of {', '.join(POSITIONS)}")
+    place = Place(manifest.vision.grid, tokens_of(recipe.keep, manifest.vision.tokens))
+    recipe.method.check(place)
+    if "cls_attention" in recipe.method.taxonomy.signals and not manifest.vision.has_cls:
+        raise EdgecompError(f"method {recipe.method.name!r} reads the CLS token's attention, and this vision tower has no CLS token")
+    return place
+
+
+def _plan(name: str, recipe: Recipe, place: Place, manifest: Manifest, partial: Path) -> PlanInfo:
+    neutral = manifest.plans["full"].variants["neutral"]
+    model = load(partial / neutral["vision"].file)
+    at_projector(model, manifest.vision, recipe.method, place)
+    file = f"graphs/vision.{name}.onnx"
+    save(model, partial / file)
+    step = StepInfo(recipe.method.name, recipe.site, place.keep, dataclasses.asdict(recipe.method))  # type: ignore[call-overload]
+    rows = manifest.decoder.context - (place.tokens - place.keep)  # the window holds one picture's saving
+    return PlanInfo((step,), recipe.position, place.keep, (rows,) * manifest.decoder.layers,
+                    {"neutral": {**neutral, "vision": describe(model, file)}})
+
+
+def _lowered(graph: GraphInfo, dialect: str, partial: Path) -> GraphInfo:
+    file = f"{graph.file.removesuffix('.onnx')}.{dialect}.onnx"
+    if not (partial / file).exists():
+        model = load(partial / graph.file)
+        lowering(dialect)(model)
+        save(model, partial / file)
+        return describe(model, file)
+    return describe(load(partial / file), file)

@@ -1,0 +1,196 @@
+"""Device profiles: what a device has, in plain numbers with their units in the name and their sources beside them.
+
+A profile is one TOML file, `profiles/<id>.toml`; its tables are the dataclasses below, field by field. A field that
+nobody has published is left out, and is None here. Numbers are addressed by dotted names, `peaks.fp16_tflops` or
+`power_modes.15W.clock_mhz`; `sources.uncertain` and `sources.derived` are lists of such names.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgecomp_runtime.errors import BundleError, EdgecompError, UnknownNameError
+from edgecomp_runtime.manifest import build
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PACKAGE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The GPU at its highest clock. `tensor_clock_mhz`: what the tensor peaks were made with, where that is another clock."""
+    chip: str
+    architecture: str
+    compute_capability: str
+    sm_count: int
+    cuda_cores: int
+    clock_mhz: float
+    tensor_clock_mhz: float | None = None
+    l2_mib: float | None = None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """`unified`: one memory for CPU and GPU. `usable_gib`: what the system reports as the total (MemTotal, nvidia-smi).
+
+    Not all of that is free: a driver and its context take 0.3-0.6 GiB of a discrete card (1-1.5 with a display), and
+    a Jetson's system some more (see the profile's notes).
+    """
+    type: str
+    total_gib: float
+    unified: bool
+    bandwidth_gb_per_s: float
+    usable_gib: float | None = None
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Dense peaks, never sparse, of the GPU alone. `fp16_tflops` accumulates in fp32, `fp16_acc16_tflops` in fp16."""
+    fp32_tflops: float | None = None
+    fp16_tflops: float | None = None
+    fp16_acc16_tflops: float | None = None
+    bf16_tflops: float | None = None
+    int8_tops: float | None = None
+    fp8_tflops: float | None = None
+    fp4_tflops: float | None = None
+
+
+@dataclass(frozen=True)
+class PowerMode:
+    """One power mode (nvpmodel) and what it lowers. None: not published; the device's own number is an upper bound."""
+    name: str
+    watts: float | None = None
+    sm_count: int | None = None
+    clock_mhz: float | None = None
+    bandwidth_gb_per_s: float | None = None
+    default: bool = False
+
+
+@dataclass(frozen=True)
+class Software:
+    """One release that runs on the device, as `JetPack 6.2`, and the versions it brings."""
+    release: str
+    cuda: str
+    tensorrt: str
+    l4t: str | None = None
+    cudnn: str | None = None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the numbers are from: `spec` is for gpu and memory, the others are for the field or table of their name.
+
+    uncertain: numbers that sources disagree on, or that are estimates. derived: numbers that were computed, not read.
+    """
+    spec: tuple[str, ...]
+    peaks: tuple[str, ...]
+    power: tuple[str, ...]
+    usable_memory: tuple[str, ...] = ()
+    software: tuple[str, ...] = ()
+    uncertain: tuple[str, ...] = ()
+    derived: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device. `power_watts` is the card's TDP or the module's maximum."""
+    id: str
+    name: str
+    family: str
+    power_watts: float
+    gpu: Gpu
+    memory: Memory
+    peaks: Peaks
+    sources: Sources
+    power_modes: tuple[PowerMode, ...] = ()
+    software: tuple[Software, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def numbers(self) -> dict[str, float]:
+        """Every number that the profile has, by its dotted name."""
+        return dict(_numbers(dataclasses.asdict(self), ""))
+
+    def is_uncertain(self, name: str) -> bool:
+        """Whether the number of that dotted name is an estimate or disputed."""
+        return name in self.sources.uncertain
+
+
+def profile_folder() -> Path:
+    """Where edgecomp's own profiles are: package data where it is installed, `profiles/` beside the package in a checkout."""
+    packaged = PACKAGE / "_data" / "profiles"
+    return packaged if packaged.is_dir() else PACKAGE.parent / "profiles"
+
+
+def names(folders: Sequence[Path] | None = None) -> list[str]:
+    """The ids of all known devices, sorted."""
+    return sorted(_files(folders))
+
+
+def load(name: str, folders: Sequence[Path] | None = None) -> Device:
+    """The profile of that id, from the first of the folders that has it (default: edgecomp's own).
+
+    Raises UnknownNameError where there is none, EdgecompError where it cannot be read or does not hold together.
+    """
+    files = _files(folders)
+    if name not in files:
+        raise UnknownNameError("device", name, files)
+    path = files[name]
+    try:
+        device: Device = build(Device, tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+    except BundleError as error:
+        raise EdgecompError(str(error)) from None
+    except (OSError, ValueError) as error:
+        raise EdgecompError(f"{path}: not a readable TOML file ({error})") from None
+    if problem := next(_problems(device, path), None):
+        raise EdgecompError(f"{path}: {problem}")
+    return device
+
+
+def _files(folders: Sequence[Path] | None) -> dict[str, Path]:
+    searched = [profile_folder()] if folders is None else folders
+    return {path.stem: path for folder in reversed(searched) for path in Path(folder).glob("*.toml")}
+
+
+def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _numbers(part, f"{name}.{key}" if name else key)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            if isinstance(part, dict) and "name" in part:
+                yield from _numbers(part, f"{name}.{part['name']}")
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield name, value
+
+
+def _problems(device: Device, path: Path) -> Iterator[str]:
+    """What the types cannot say."""
+    if device.id != path.stem:
+        yield f"id is {device.id!r}, but the file is named {path.stem!r}: they must be the same"
+    if not re.fullmatch(r"\d+\.\d", device.gpu.compute_capability):
+        yield f"gpu: compute_capability: {device.gpu.compute_capability!r} is not of the form '8.7'"
+    if repeated := [name for name, count in Counter(mode.name for mode in device.power_modes).items() if count > 1]:
+        yield f"power_modes: {repeated[0]!r} is there more than once: give each mode its own name"
+    numbers = device.numbers()
+    for name, value in numbers.items():
+        if not 0 < value < math.inf:
+            yield f"{name} is {value}: a positive number is expected; leave out what is not known"
+    if (device.memory.usable_gib or 0) > device.memory.total_gib:
+        yield f"memory.usable_gib {device.memory.usable_gib} is more than total_gib {device.memory.total_gib}"
+    for field in ("spec", "peaks", "power"):
+        if not any(line.strip() for line in getattr(device.sources, field)):
+            yield f"sources: {field} is empty: say where the numbers are from"
+    for field in ("uncertain", "derived"):
+        if unknown := [name for name in getattr(device.sources, field) if name not in numbers]:
+            yield f"sources: {field} names {unknown[0]!r}, which is no number of this profile"

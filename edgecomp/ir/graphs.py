@@ -1,0 +1,67 @@
+"""Loading, saving and describing graphs whose weights lie in a shared file beside them."""
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import onnx_ir as ir
+
+from edgecomp_runtime.manifest import GraphInfo, TensorInfo
+
+ALIGNMENT = 4096  # a page, so that every tensor can be memory-mapped by itself
+INLINE_BYTES = 1024  # smaller constants stay in the graph
+
+
+class WeightFile:
+    """A file of tensors, each content once, whatever number of graphs uses it. Open for writing until `close`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: BinaryIO = path.open("wb")
+        self._offsets: dict[str, int] = {}
+
+    def add(self, name: str, array: np.ndarray[Any, Any]) -> ir.ExternalTensor:
+        """Writes an array, unless its bytes are there already, and returns the reference to it."""
+        data = np.ascontiguousarray(array)
+        flat = data.reshape(-1).view(np.uint8)
+        key = hashlib.sha256(flat).hexdigest()
+        if key not in self._offsets:
+            self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
+            self._offsets[key] = self._file.tell()
+            self._file.write(flat.data)
+        return ir.ExternalTensor(self.path.name, self._offsets[key], flat.nbytes, ir.DataType.from_numpy(data.dtype),
+                                 name=name, shape=ir.Shape(data.shape), base_dir=self.path.parent)
+
+    def move_weights(self, model: ir.Model) -> None:
+        """Moves a graph's weights into this file; constants under a kilobyte stay where they are."""
+        for name, value in model.graph.initializers.items():
+            tensor = value.const_value
+            if tensor is not None and tensor.nbytes >= INLINE_BYTES:
+                value.const_value = self.add(name, tensor.numpy())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def load(path: Path) -> ir.Model:
+    """A graph; its weights stay on disk until somebody reads them."""
+    return ir.load(path)
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Writes a graph; references to weight files stay references."""
+    ir.save(model, path)
+
+
+def describe(model: ir.Model, file: str) -> GraphInfo:
+    """The manifest's entry for a graph whose inputs and outputs are named `role` or `role.layer`."""
+    return GraphInfo(file, tuple(_tensor(v) for v in model.graph.inputs), tuple(_tensor(v) for v in model.graph.outputs))
+
+
+def _tensor(value: ir.Value) -> TensorInfo:
+    assert value.name and value.shape is not None and value.dtype is not None
+    role, _, layer = value.name.partition(".")
+    shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
+    return TensorInfo(value.name, role.removesuffix("_out"), value.dtype.numpy().name, shape, int(layer) if layer else None)

@@ -1,0 +1,50 @@
+"""The few graph edits that passes and dialects share."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+DOMAIN = "edgecomp"
+
+
+def nodes(model: ir.Model, op_type: str, domain: str = "") -> Iterator[ir.Node]:
+    """The graph's nodes of one operator, in order. The graph may be edited meanwhile."""
+    for node in list(model.graph):
+        if node.op_type == op_type and node.domain == domain:
+            yield node
+
+
+def marks(model: ir.Model, signal: str) -> dict[int, ir.Node]:
+    """The Mark nodes of a signal by layer (-1 where it has none)."""
+    found = [n for n in nodes(model, "Mark", DOMAIN) if n.attributes["signal"].as_string() == signal]
+    return {n.attributes["layer"].as_int(): n for n in found}
+
+
+def insert(model: ir.Model, before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any] | None = None,
+           domain: str = "", outputs: int = 1, overload: str = "") -> Sequence[ir.Value]:
+    """Adds a node before another and returns its outputs."""
+    node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=outputs, overload=overload)
+    model.graph.insert_before(before, node)
+    return node.outputs
+
+
+def constant(model: ir.Model, name: str, array: Any) -> ir.Value:
+    """A named initializer; one name is one value."""
+    if name in model.graph.initializers:
+        return model.graph.initializers[name]
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+    model.graph.register_initializer(value)
+    return value
+
+
+def replace(model: ir.Model, old: ir.Node, new: ir.Value) -> None:
+    """Puts a value where a one-output node stood, keeping type and shape, and removes the node."""
+    out = old.outputs[0]
+    new.type, new.shape = new.type or out.type, new.shape if new.shape is not None else out.shape
+    if out.is_graph_output():
+        new.name, out.name = out.name, None
+    ir.convenience.replace_all_uses_with(out, new, replace_graph_outputs=True)
+    model.graph.remove(old, safe=True)

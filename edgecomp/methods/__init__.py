@@ -1,0 +1,37 @@
+"""The compression methods: one module each, and the one table of them."""
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import Any
+
+from edgecomp.methods.base import Method
+from edgecomp_runtime.errors import EdgecompError, UnknownNameError
+
+METHODS = {
+    "random": "edgecomp.methods.random:Random",
+    "stride": "edgecomp.methods.stride:Stride",
+    "pool": "edgecomp.methods.pool:Pool",
+    "cls": "edgecomp.methods.cls:Cls",
+    "dart": "edgecomp.methods.dart:Dart",
+}
+
+
+def method_type(name: str) -> type[Method]:
+    """The class of a method. Raises UnknownNameError with the nearest name."""
+    if name not in METHODS:
+        raise UnknownNameError("method", name, METHODS)
+    module, _, attribute = METHODS[name].partition(":")
+    found: type[Method] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def make(name: str, **parameters: Any) -> Method:
+    """A method with its parameters. Raises UnknownNameError, or EdgecompError for a parameter that it does not have."""
+    kind = method_type(name)
+    known = [f.name for f in dataclasses.fields(kind)]
+    for parameter in parameters:
+        if parameter not in known:
+            raise EdgecompError(f"method {name!r} has no parameter {parameter!r}"
+                                + (f"; it has {', '.join(known)}" if known else " (it has none)"))
+    return kind(**parameters)

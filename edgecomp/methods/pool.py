@@ -1,0 +1,67 @@
+"""Pooling: averages over the cells of a coarser grid, the baseline that beat many pruning methods (arXiv 2505.19147)."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgecomp.methods.base import BudgetError, Merging, Op, Place, Taxonomy
+
+
+@dataclass(frozen=True)
+class Pool(Merging):
+    """K = h x w cells, each the mean of the tokens below it by area (a token on a border counts in parts).
+
+    The cells' grid is the one of h * w = K whose aspect is nearest to the picture's; none within a factor of two is an
+    error. Being separable, the [K, N] averaging matrix is applied as one small product a side.
+    """
+
+    name = "pool"
+    taxonomy = Taxonomy("averages over a coarser grid", "arXiv 2505.19147", "merging")
+
+    def check(self, place: Place) -> None:
+        cells(place)
+
+    def weights(self, place: Place) -> NDArray[np.float64]:
+        (rows, columns), (high, wide) = place.grid, cells(place)
+        return np.kron(shares(rows, high), shares(columns, wide))
+
+    def build(self, op: Op, place: Place, features: ir.Value, *signals: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        (rows, columns), (high, wide) = place.grid, cells(place)
+        down, across = (op.CastLike(op.Constant(value=ir.tensor(s.astype(np.float32))), features) for s in (shares(rows, high), shares(columns, wide)))
+        by_row = op.MatMul(down, op.Reshape(features, op.Concat(op.Shape(features, start=0, end=1), [rows, -1], axis=0)))  # [B, high, columns * D]
+        by_cell = op.MatMul(across, op.Reshape(by_row, op.Concat(op.Shape(features, start=0, end=1), [high, columns, -1], axis=0)))
+        tokens = op.Reshape(by_cell, op.Concat(op.Shape(features, start=0, end=1), [place.keep, -1], axis=0))
+        first = (self.weights(place) > 0).argmax(1)
+        kept = op.Expand(op.Constant(value=ir.tensor(first[None])), op.Concat(op.Shape(features, start=0, end=1), [1], axis=0))
+        return tokens, kept, kept
+
+
+def shares(tokens: int, cells: int) -> NDArray[np.float64]:
+    """One side's averaging matrix [cells, tokens]: the part of each cell that each token covers."""
+    edges = np.arange(cells + 1) * tokens / cells
+    at = np.arange(tokens)
+    overlap = np.minimum(edges[1:, None], at + 1) - np.maximum(edges[:-1, None], at)
+    return np.where(overlap > 1e-9, overlap, 0) * cells / tokens
+
+
+def cells(place: Place) -> tuple[int, int]:
+    """The (rows, columns) of K cells nearest to the grid's aspect. Raises BudgetError naming the nearest budgets."""
+    found = _best(place.keep, place.grid)
+    if found is None:
+        fits = [k for k in range(1, place.tokens + 1) if _best(k, place.grid)]
+        near = sorted(sorted(fits, key=lambda k: abs(k - place.keep))[:2])
+        raise BudgetError(f"pool cannot make {place.keep} tokens of a {place.grid[0]}x{place.grid[1]} grid: no h x w = {place.keep} "
+                          f"within a factor of two of its aspect; the nearest budgets are {' and '.join(map(str, near))}")
+    return found
+
+
+def _best(keep: int, grid: tuple[int, int]) -> tuple[int, int] | None:
+    def stretch(high: int) -> float:
+        return abs(math.log((keep / high / high) / (grid[1] / grid[0])))
+    sides = [h for h in range(1, keep + 1) if keep % h == 0 and h <= grid[0] and keep // h <= grid[1] and stretch(h) <= math.log(2) + 1e-9]
+    high = min(sides, key=stretch, default=None)
+    return None if high is None else (high, keep // high)

@@ -1,0 +1,65 @@
+"""Running a method's numpy rule: by itself, or along the choices that a graph made, to see where the two could part."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecomp.methods.base import Merging, Method, Place, Rule, Selection, Step
+
+
+@dataclass(frozen=True)
+class StepCheck:
+    """One step of a graph's trajectory against the rule given the same history.
+
+    margin: (worst chosen - best left) / the larger of the two in size, in float64; the smaller, the nearer to a tie.
+    """
+    agrees: bool
+    margin: float
+
+
+def best(step: Step) -> NDArray[np.int64]:
+    """The step's choice by the rule: highest first, ties to the lower index."""
+    return np.argsort(-step.scores, kind="stable")[:step.count]
+
+
+def select(rule: Rule) -> NDArray[np.int64]:
+    """The rule's own trajectory: indices [K] in the order of choice."""
+    return np.concatenate([choice for _, choice in _run(rule, None)])
+
+
+def follow(rule: Rule, order: NDArray[np.int64]) -> list[StepCheck]:
+    """Checks a trajectory [K] step by step, each step given the trajectory's own choices so far."""
+    checks = []
+    for step, choice in _run(rule, order):
+        mine = best(step)
+        ranked = np.sort(step.scores)[::-1]
+        worst, left = ranked[step.count - 1], ranked[step.count] if step.count < len(ranked) else -np.inf
+        margin = (worst - left) / max(abs(worst), abs(left), 1e-30) if np.isfinite(left) else np.inf
+        checks.append(StepCheck(set(mine) == set(choice), float(margin)))
+    return checks
+
+
+def compress(method: Method, place: Place, features: NDArray[np.floating], *signals: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+    """The method in numpy, for one image: features [N, D] -> tokens [K, D] and the positions [K] they take, ascending."""
+    if isinstance(method, Merging):
+        weights = method.weights(place)
+        return weights @ features, (weights > 0).argmax(1)
+    assert isinstance(method, Selection)
+    rule = method.rule(place, features.astype(np.float64), *(s.astype(np.float64) for s in signals))
+    kept = np.sort(select(rule))
+    return features[kept], kept
+
+
+def _run(rule: Rule, order: NDArray[np.int64] | None) -> Iterator[tuple[Step, NDArray[np.int64]]]:
+    at, step = 0, next(rule, None)
+    while step is not None:
+        choice = best(step) if order is None else order[at: at + step.count]
+        at += step.count
+        yield step, choice
+        try:
+            step = rule.send(choice)
+        except StopIteration:
+            step = None

@@ -1,0 +1,1 @@
+"""Passes over neutral graphs: one module each."""

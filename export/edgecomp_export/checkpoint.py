@@ -1,0 +1,114 @@
+"""Finding, checking and loading a Hugging Face checkpoint, and reading what stands beside its weights."""
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgecomp_runtime.bundle import sha256_of
+from edgecomp_runtime.errors import EdgecompError
+from edgecomp_runtime.manifest import ImageInfo, TextInfo
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+WANTED = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
+
+
+class CheckpointError(EdgecompError):
+    """The folder or hub name is no checkpoint that edgecomp can take."""
+
+
+def find(model: str) -> Path:
+    """The local folder of a checkpoint: a folder as it is, a hub name ('org/name') downloaded to Hugging Face's cache.
+
+    Raises:
+        CheckpointError: neither, or a folder without config.json or safetensors weights.
+    """
+    folder = Path(model).expanduser()
+    if not folder.exists():
+        if model.count("/") != 1 or model.startswith((".", "/", "~")):
+            raise CheckpointError(f"{model} is not a folder, and not the name of a model on the Hugging Face hub (org/name)")
+        from huggingface_hub import snapshot_download
+        try:
+            folder = Path(snapshot_download(model, allow_patterns=WANTED))
+        except Exception as error:  # the hub client raises a dozen kinds; each is shown in one line
+            raise CheckpointError(f"{model} could not be fetched from the Hugging Face hub "
+                                  f"({type(error).__name__}: {str(error).splitlines()[0]}); give a local folder instead") from None
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{model} is not a Hugging Face checkpoint: it has no config.json")
+    if not list(folder.glob("*.safetensors")):
+        raise CheckpointError(f"{model} has no safetensors weights; convert it with transformers' save_pretrained first")
+    return folder
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON file of the checkpoint, empty where there is none."""
+    try:
+        data = json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / name} cannot be read: {error}") from None
+    return data if isinstance(data, dict) else {}
+
+
+def load(folder: Path, precision: str) -> Any:
+    """The model in evaluation mode, its weights in `precision`. Raises CheckpointError where transformers cannot load it."""
+    from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging
+    logging.disable_progress_bar()
+    try:
+        return AutoModelForImageTextToText.from_pretrained(folder, dtype=DTYPES[precision], local_files_only=True).eval()
+    except Exception as error:
+        raise CheckpointError(f"transformers cannot load {folder} ({type(error).__name__}: {str(error).splitlines()[0][:200]})") from None
+
+
+def fingerprint(folder: Path) -> str:
+    """One hash over the names and contents of the config and weight files."""
+    digest = hashlib.sha256()
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def processor_settings(folder: Path) -> dict[str, Any]:
+    """The image processor's settings, from processor_config.json (transformers 5) or preprocessor_config.json."""
+    settings = read_json(folder, "processor_config.json").get("image_processor") or read_json(folder, "preprocessor_config.json")
+    if not settings:
+        raise CheckpointError(f"{folder} has no processor_config.json or preprocessor_config.json: the image size and scale are unknown")
+    return dict(settings)
+
+
+def image_info(settings: dict[str, Any], side: tuple[int, int]) -> ImageInfo:
+    """The image contract from an HF image processor's settings; `side` is what the tower takes, (height, width)."""
+    size, crop = settings.get("size") or {}, settings.get("crop_size")
+    size = {"shortest_edge": size} if isinstance(size, int) else size
+    crop = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"]) if crop else None
+    shortest = size.get("shortest_edge") if settings.get("do_center_crop", crop is not None) else None
+    final = crop if shortest else (size.get("height", shortest), size.get("width", shortest))
+    if final != side:
+        raise CheckpointError(f"the image processor makes pictures of {final}, the vision tower takes {side}: this checkpoint does not fit together")
+    return ImageInfo(side, shortest, settings.get("resample", 3), settings.get("rescale_factor", 1 / 255),
+                     tuple(settings["image_mean"]), tuple(settings["image_std"]))
+
+
+def text_info(folder: Path, config: Any, names: dict[str, str]) -> TextInfo:
+    """Tokenizer facts. `names` maps 'tokenizer' and 'chat_template' to where the bundle keeps them."""
+    from transformers import AutoTokenizer
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    image_id = int(getattr(config, "image_token_index", None) or config.image_token_id)
+    ends = read_json(folder, "generation_config.json").get("eos_token_id", config.get_text_config().eos_token_id)
+    special = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
+    return TextInfo(names["tokenizer"], names.get("chat_template"), special,
+                    tuple(ends) if isinstance(ends, list) else (ends,) if ends is not None else (),
+                    tokenizer.convert_ids_to_tokens(image_id), image_id)
+
+
+def chat_template(folder: Path) -> str | None:
+    """The chat template, wherever this checkpoint keeps it; None where it has none."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    found = read_json(folder, "chat_template.json").get("chat_template") or read_json(folder, "tokenizer_config.json").get("chat_template")
+    return found if isinstance(found, str) else None

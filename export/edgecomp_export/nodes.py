@@ -1,0 +1,84 @@
+"""The nodes of our own ONNX domain `edgecomp`, as torch sees them while a model is traced.
+
+Operators that backends disagree on are one node with its meaning in its attributes, which a dialect lowers later:
+`Attention` (post-RoPE query, new keys and values, and in a decoder the past and its length) and `Mark` (an identity
+that names a place or a signal, so that passes find it by looking).
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+
+ATTENTION = "edgecomp"
+
+
+def mark(x: torch.Tensor, signal: str, layer: int = -1) -> torch.Tensor:
+    """Names a value of the graph: `signal` ('hidden' at the start of a layer, 'visual_tokens' after the projector)."""
+    return torch.onnx.ops.symbolic("edgecomp::Mark", (x,), attrs={"signal": signal, "layer": layer}, dtype=x.dtype, shape=x.shape, version=1)
+
+
+def mark_layers(layers: torch.nn.ModuleList) -> None:
+    """Puts a 'hidden' mark before every layer of a stack."""
+    for index, layer in enumerate(layers):
+        def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], index: int = index) -> tuple[Any, Any]:
+            if args:
+                return (mark(args[0], "hidden", index), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": mark(kwargs["hidden_states"], "hidden", index)}
+        layer.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+class NewRows:
+    """Stands in for HF's cache while tracing: hands the new keys and values through and remembers them.
+
+    The past reaches the Attention node directly, so that no concatenation is baked into the graph.
+    """
+
+    def __init__(self, past: list[torch.Tensor], length: torch.Tensor):
+        self.past, self.length, self.new = past, length, [torch.empty(0)] * len(past)
+
+    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        self.new[2 * layer: 2 * layer + 2] = [key, value]
+        return key, value
+
+    def get_seq_length(self, *_: Any, **__: Any) -> int:
+        return 0
+
+
+_cache: NewRows | None = None
+
+
+@contextmanager
+def decoding(cache: NewRows) -> Iterator[NewRows]:
+    """While inside, causal Attention nodes read the past of this cache: HF hands attention functions no cache."""
+    global _cache
+    _cache = cache
+    try:
+        yield cache
+    finally:
+        _cache = None
+
+
+def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any,
+               scaling: float, **_: Any) -> tuple[torch.Tensor, None]:
+    """HF's attention interface: query [B, H, S, D], key and value [B, Hkv, S, D] -> [B, S, H, D]."""
+    inputs: tuple[torch.Tensor, ...] = (query, key, value)
+    layer = int(module.layer_idx)  # vision towers get theirs in `number_attention`
+    if _cache is not None:
+        inputs += (*_cache.past[2 * layer: 2 * layer + 2], _cache.length)
+    out = torch.onnx.ops.symbolic("edgecomp::Attention", inputs, attrs={"causal": int(_cache is not None), "layer": layer, "scale": float(scaling)},
+                                  dtype=query.dtype, shape=query.shape, version=1)
+    return out.transpose(1, 2).contiguous(), None
+
+
+# No mask function is registered beside it, so HF builds no mask: causality is the node's attribute.
+AttentionInterface.register(ATTENTION, _attention)
+
+
+def number_attention(layers: torch.nn.ModuleList) -> None:
+    """Gives each layer's attention module its index, as decoders have it from HF and encoders do not."""
+    for index, layer in enumerate(layers):
+        layer.self_attn.layer_idx = index  # type: ignore[union-attr, assignment]

@@ -1,0 +1,68 @@
+"""From a torch module to a neutral ONNX graph whose weights keep their Hugging Face parameter names."""
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import CommonSubexpressionEliminationPass
+from onnxscript.optimizer import optimize_ir
+from onnxscript.rewriter import onnx_fusions
+
+from edgecomp_runtime.errors import EdgecompError
+
+OPSET = 23  # Attention, RMSNormalization and RotaryEmbedding are whole here; 24 loses fusions, 26 is broken in torch 2.13
+
+
+def trace(module: torch.nn.Module, inputs: tuple[Any, ...], names: tuple[list[str], list[str]], dynamic: Any, parameters: dict[str, str]) -> ir.Model:
+    """Exports a module and tidies the graph, with nothing done to the weights.
+
+    Args:
+        module: what to trace; its parameters lie below attributes of its own.
+        inputs: example inputs. Dimensions that vary must be 2 or more, or torch fixes them.
+        names: the graph's input and output names.
+        dynamic: for each input, the names of the dimensions that vary.
+        parameters: module parameter name -> Hugging Face name.
+
+    Raises:
+        EdgecompError: torch could not trace the module; the first line of its reason is in the message.
+    """
+    noise = io.StringIO()  # torch prints whole graphs where an export fails
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(noise), contextlib.redirect_stdout(noise), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(module, inputs, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
+                                        input_names=names[0], output_names=names[1], dynamic_shapes=dynamic)
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise EdgecompError(f"torch could not export this model ({type(error).__name__}: {reason[:200]}); "
+                            "its code may need a transformers version that edgecomp was not tried with") from error
+    finally:
+        exporter_log.setLevel(level)
+    assert program is not None
+    model = program.model
+    weights = set(model.graph.initializers) & set(parameters)
+
+    def keep_weights(node: ir.Node) -> bool | None:
+        return False if any(value is not None and value.name in weights for value in node.inputs) else None
+
+    optimize_ir(model, should_fold=keep_weights)
+    onnx_fusions.fuse(model)
+    CommonSubexpressionEliminationPass()(model)
+    for name in sorted(weights & set(model.graph.initializers)):
+        model.graph.initializers[name].name = parameters[name]
+    for node in model.graph:
+        node.metadata_props.clear()  # torch's stack traces: most of the file's size, and paths of this machine
+        node.doc_string = None
+    for value in (v for node in model.graph for v in node.outputs):
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    return model

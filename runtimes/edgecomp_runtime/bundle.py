@@ -1,0 +1,139 @@
+"""A compiled bundle on disk: a folder with `edgecomp.json`, graphs, weights, tokenizer. Opened only when it is whole.
+
+Manifest, graphs and text files are hashed at every open; weight files, which can be gigabytes, once, and then trusted
+while size, time and inode match a stamp in the user's cache. Nothing in a bundle is code, and no path may leave it.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from edgecomp_runtime.errors import BundleError, UnknownNameError
+from edgecomp_runtime.manifest import FileInfo, Manifest, PlanInfo
+
+MANIFEST = "edgecomp.json"
+HASH_ALWAYS_BELOW = 16 * 2**20  # bytes; a file this small is hashed in about ten milliseconds
+
+
+def user_cache() -> Path:
+    """The folder for what can be made again: EDGECOMP_CACHE, else the system's cache folder."""
+    if given := os.environ.get("EDGECOMP_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgecomp"
+
+
+class Bundle:
+    """A bundle that was found whole. `open` is the way in.
+
+    Attributes:
+        path: the folder.
+        manifest: what is in it (`edgecomp_runtime.manifest.Manifest`).
+    """
+
+    def __init__(self, path: Path, manifest: Manifest):
+        self.path, self.manifest = path, manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, verify_hashes: bool = False) -> Bundle:
+        """Opens and checks a bundle.
+
+        Args:
+            path: the bundle's folder.
+            verify_hashes: hash the weight files again, even where they were seen unchanged before.
+
+        Raises:
+            BundleError: it is no bundle, of a newer schema, cut short, changed, or names a path outside itself.
+        """
+        root = Path(path)
+        try:
+            text = (root / MANIFEST).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{root} is not a bundle: {MANIFEST} cannot be read ({_reason(error)}); "
+                              "make one with `edgecomp compile MODEL -o BUNDLE`") from None
+        manifest = Manifest.from_json(text)
+        bundle = cls(root, manifest)
+        for name, expected in manifest.files.items():
+            _check_file(bundle.file(name), name, expected, verify_hashes)
+        named = {g.file for p in manifest.plans.values() for v in p.variants.values() for g in v.values()}
+        named |= {manifest.embeddings.file, manifest.text.tokenizer} | {f for f in [manifest.text.chat_template] if f}
+        if unlisted := sorted(named - set(manifest.files)):
+            raise BundleError(f"{root}: {unlisted[0]} is used but has no hash in {MANIFEST}: compile the bundle again")
+        return bundle
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the bundle. Raises BundleError where the name would leave the bundle."""
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
+            raise BundleError(f"the bundle names the file {name!r}, which is not inside it: do not use this bundle")
+        path = self.path.joinpath(*pure.parts)
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise BundleError(f"{name!r} is a link that leaves the bundle: do not use this bundle")
+        return path
+
+    def plan(self, name: str | None = None) -> tuple[str, PlanInfo]:
+        """The named plan, or the default one, with its name. Raises UnknownNameError."""
+        name = name or self.manifest.default_plan
+        if name not in self.manifest.plans:
+            raise UnknownNameError("plan", name, self.manifest.plans)
+        return name, self.manifest.plans[name]
+
+    def embeddings(self) -> np.ndarray:
+        """The token embeddings [vocabulary, hidden], memory-mapped: only the rows that are read take memory."""
+        table = self.manifest.embeddings
+        return np.memmap(self.file(table.file), dtype=table.dtype, mode="r", offset=table.offset, shape=table.shape)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_file(path: Path, name: str, expected: FileInfo, verify_hashes: bool) -> None:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise BundleError(f"{name} of the bundle cannot be read ({_reason(error)}): copy or compile the bundle again") from None
+    if status.st_size != expected.bytes:
+        raise BundleError(f"{name} has {status.st_size} bytes and should have {expected.bytes}: the bundle was cut short; "
+                          "copy or compile it again")
+    stamp = user_cache() / "stamps" / hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
+    facts = [expected.sha256, status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev]
+    large = status.st_size >= HASH_ALWAYS_BELOW
+    if large and not verify_hashes and _read_stamp(stamp) == facts:
+        return
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise BundleError(f"{name} of the bundle cannot be read ({_reason(error)})") from None
+    if found != expected.sha256:
+        raise BundleError(f"{name} was changed after it was written (SHA-256 {found[:12]}…, expected {expected.sha256[:12]}…): "
+                          "copy or compile the bundle again")
+    if large:
+        _write_stamp(stamp, facts)
+
+
+def _read_stamp(stamp: Path) -> object:
+    try:
+        return json.loads(stamp.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _write_stamp(stamp: Path, facts: list[object]) -> None:
+    try:
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(json.dumps(facts))
+    except OSError:
+        pass  # a device without a writable cache hashes at every open, and that is all it loses
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

@@ -1,0 +1,158 @@
+"""Pictures into pixels: what Hugging Face's image processors compute, without torch and within a device's memory."""
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from edgecomp_runtime.errors import InputError
+from edgecomp_runtime.manifest import ImageInfo
+
+FILTER_REACH = 3    # source pixels (output pixels, when shrinking) that pillow's widest filter, Lanczos, looks to each side
+WINDOW_ABOVE = 8    # a resized picture of more than so many crops is never made whole
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom, as pillow has it
+
+
+def load(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> Image.Image:
+    """A picture as upright RGB, as `transformers.image_utils.load_image` gives it.
+
+    EXIF orientation is applied, alpha is dropped, and of an animation the first frame is taken (of an open pillow picture, the
+    frame that it stands at). Different from Hugging Face: greyscale of 16 bits (modes I;16 and I) keeps its high byte, as
+    colour of 16 bits does in both, where Hugging Face clips it to white at 255; floating-point pictures are refused where
+    Hugging Face clips them. Files are read up to pillow's hard limit of pixels, without its warning at half of it.
+
+    Args:
+        image: a path, a pillow picture, or a camera frame as uint8 [height, width, 3] (red first) or [height, width] (grey).
+
+    Raises:
+        InputError: there is no such file, it is no picture, damaged, too large, empty, or of a kind that has no 8-bit range.
+    """
+    if isinstance(image, np.ndarray):
+        return _from_frame(image)
+    if isinstance(image, Image.Image):
+        return _read(image, "the picture")
+    if isinstance(image, (str, os.PathLike)):
+        return _read(image, os.fspath(image))
+    raise InputError(f"a picture is a path, a pillow image or a uint8 array, not {type(image).__name__}: convert it first")
+
+
+def preprocess(picture: Image.Image, info: ImageInfo) -> np.ndarray:
+    """Pixels of an RGB picture (from `load`): float32 [3, height, width], with height and width from `info.size`.
+
+    With `info.shortest_edge` the picture is resized to it and its centre cut out, black where it is smaller than the cut;
+    without, it is resized to the size itself, whatever its aspect. Then `(value * rescale - mean) / std`.
+    Equal to Hugging Face's `CLIPImageProcessorPil` and `SiglipImageProcessorPil` bit for bit. Only pictures so long and thin
+    that Hugging Face would resize them to more than eight crops may be off by one of 255 levels in rare pixels.
+    """
+    height, width = info.size
+    if info.shortest_edge is None:
+        cut = picture.resize((width, height), info.resample)
+    else:
+        resized = _resized_size(picture.size, info.shortest_edge)
+        left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
+        box = (left, top, left + width, top + height)
+        if resized[0] * resized[1] > WINDOW_ABOVE * width * height:
+            cut = _resize_window(picture, resized, box, info.resample)
+        else:
+            cut = picture.resize(resized, info.resample).crop(box)  # crop fills with zeros beyond the edges
+    # Hugging Face scales in float64 and normalises in float32; the same order gives the same bits.
+    scaled = (np.asarray(cut).astype(np.float64) * info.rescale).astype(np.float32)  # [height, width, 3]
+    pixels = (scaled - np.array(info.mean, np.float32)) / np.array(info.std, np.float32)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _from_frame(frame: np.ndarray) -> Image.Image:
+    if frame.dtype != np.uint8 or not (frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 3)):
+        raise InputError(f"a camera frame is uint8 [height, width, 3] (RGB) or [height, width] (grey), "
+                         f"not {frame.dtype} {list(frame.shape)}: convert it first")
+    height, width = frame.shape[:2]
+    _check_size((width, height), "the camera frame")
+    return Image.fromarray(frame).convert("RGB")
+
+
+def _read(source: str | os.PathLike[str] | Image.Image, name: str) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of half the pixel limit, of odd metadata: a picture that loads is good enough
+        try:
+            if isinstance(source, Image.Image):
+                return _upright_rgb(source, name)
+            with Image.open(source) as picture:
+                return _upright_rgb(picture, name)
+        except InputError:
+            raise
+        except FileNotFoundError:
+            raise InputError(f"{name}: no such file; give the path of a picture on this device") from None
+        except UnidentifiedImageError:
+            raise InputError(f"{name} is not a picture of a known format: convert it to PNG or JPEG") from None
+        except (Image.DecompressionBombError, MemoryError) as error:
+            raise InputError(f"{name} is too large ({str(error) or 'out of memory'}): scale it down first") from None
+        except Exception as error:  # pillow's readers raise whatever their parsers run into, struct.error among them
+            if isinstance(error, OSError) and error.strerror:
+                raise InputError(f"{name} cannot be read ({error.strerror}): check the path and its permissions") from None
+            raise InputError(f"{name} is damaged or cut short ({error}): copy or save it again") from None
+
+
+def _upright_rgb(picture: Image.Image, name: str) -> Image.Image:
+    _check_size(picture.size, name)
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F":
+        raise InputError(f"{name} is a floating-point picture, whose range is unknown: save it with 8 or 16 bits")
+    return _high_byte(picture, name) if picture.mode.startswith("I") else picture.convert("RGB")
+
+
+def _high_byte(picture: Image.Image, name: str) -> Image.Image:
+    values = np.asarray(picture)  # uint16 or, in older pillow and for 32-bit files, int32
+    if values.min() < 0 or values.max() > 65535:
+        raise InputError(f"{name} is greyscale from {values.min()} to {values.max()}, and 0 to 65535 can be read: "
+                         "save it with 8 or 16 bits")
+    return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    if 0 in size:
+        raise InputError(f"{name} is empty ({size[0]} x {size[1]} pixels): give one of at least 1 x 1")
+
+
+def _resized_size(size: tuple[int, int], shortest_edge: int) -> tuple[int, int]:
+    """Width and height after the shorter edge of a picture of `size` has become `shortest_edge`."""
+    width, height = size
+    if width <= height:
+        return shortest_edge, int(shortest_edge * height / width)
+    return int(shortest_edge * width / height), shortest_edge
+
+
+@dataclass(frozen=True)
+class _Span:
+    """One axis of a window: pixels first..last of the resized picture come from low..high of the source cut at cut_first."""
+    first: int
+    last: int
+    low: float
+    high: float
+    cut_first: int
+    cut_last: int
+
+
+def _resize_window(picture: Image.Image, resized: tuple[int, int], box: Box, resample: int) -> Image.Image:
+    """`picture.resize(resized).crop(box)` without the whole resized picture.
+
+    A panorama of 20000 x 20 becomes 336000 x 336 on the way to its 336 x 336 centre: 450 MB, on a device that may have none
+    to spare; a picture of 1 x 100000 could not be resized at all.
+    """
+    x, y = _span(picture.width, resized[0], box[0], box[2]), _span(picture.height, resized[1], box[1], box[3])
+    # pillow holds the edges of `box` in float32, too coarse at 20000: cut the source first, so that they are small numbers
+    source = picture.crop((x.cut_first, y.cut_first, x.cut_last, y.cut_last))
+    window = source.resize((x.last - x.first, y.last - y.first), resample, box=(x.low, y.low, x.high, y.high))
+    return window.crop((box[0] - x.first, box[1] - y.first, box[2] - x.first, box[3] - y.first))
+
+
+def _span(size: int, resized: int, first: int, last: int) -> _Span:
+    first, last = max(first, 0), min(last, resized)
+    low, high = size * first / resized, size * last / resized
+    reach = FILTER_REACH * max(size / resized, 1) + 1
+    cut_first, cut_last = max(math.floor(low - reach), 0), min(math.ceil(high + reach), size)
+    return _Span(first, last, low - cut_first, high - cut_first, cut_first, cut_last)

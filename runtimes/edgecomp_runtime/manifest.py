@@ -1,0 +1,210 @@
+"""The manifest of a bundle: `edgecomp.json`, the one contract between compiler, runtime and any other reader.
+
+Every graph input and output carries a role, so that no reader has to parse names. Nothing here is
+derived at run time that was known at compile time: image geometry, token counts, cache rows.
+"""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from edgecomp_runtime.errors import BundleError
+
+SCHEMA = 1
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One input or output of a graph. `shape` holds numbers and, where it varies, the symbol's name.
+
+    Roles: pixels, visual_tokens, kept (positions of the kept tokens in the unpruned raster), embeddings, positions,
+    length (cache rows in use), logit_rows, logits, cache_key and cache_value (the latter two with their layer;
+    an output of the same role and layer is the input's buffer, updated in place).
+    """
+    name: str
+    role: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """One ONNX file and what goes in and out of it."""
+    file: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """One compression step as it was applied: the method, where it stands, its budget and its parameters."""
+    method: str
+    site: str
+    keep: int
+    parameters: dict[str, int | float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PlanInfo:
+    """One named budget: the graphs to run for it, by dialect and then by part (vision, prefill, decode).
+
+    position: 'keep' (kept tokens stay where they were, the next token is at the unpruned length) or 'compact'.
+    cache_rows: rows that each decoder layer's cache holds.
+    """
+    steps: tuple[StepInfo, ...]
+    position: str
+    visual_tokens: int
+    cache_rows: tuple[int, ...]
+    variants: dict[str, dict[str, GraphInfo]]
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """How a picture becomes pixels: shortest edge to `shortest_edge` (or both edges to `size`), centre crop, scale, normalise."""
+    size: tuple[int, int]
+    shortest_edge: int | None
+    resample: int
+    rescale: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class VisionInfo:
+    """The vision tower: its token grid (rows, columns), tokens an image, layers, and where a CLS row can be read."""
+    grid: tuple[int, int]
+    tokens: int
+    layers: int
+    select_layer: int
+    has_cls: bool
+
+
+@dataclass(frozen=True)
+class TextInfo:
+    """Tokenizer, chat template and the special ids."""
+    tokenizer: str
+    chat_template: str | None
+    special_tokens: dict[str, str]
+    end_ids: tuple[int, ...]
+    image_token: str
+    image_id: int
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    """The token embeddings: a table in a weight file, memory-mapped and gathered on the host."""
+    file: str
+    offset: int
+    shape: tuple[int, int]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class DecoderInfo:
+    """The decoder's shape, as far as the cache and reports need it. `context` is the window in unpruned rows."""
+    layers: int
+    heads: int
+    key_value_heads: int
+    head_dim: int
+    hidden: int
+    context: int
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """The checkpoint that a bundle was made from. `sha256` is over the names and hashes of its weight files."""
+    model: str
+    family: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """Size and hash of one file of the bundle."""
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a bundle. `plans` always has 'full', the unpruned model."""
+    schema: int
+    made_by: str
+    source: SourceInfo
+    precision: str
+    image: ImageInfo
+    vision: VisionInfo
+    text: TextInfo
+    embeddings: TableInfo
+    decoder: DecoderInfo
+    default_plan: str
+    plans: dict[str, PlanInfo]
+    files: dict[str, FileInfo]
+
+    def to_json(self) -> str:
+        """The manifest as JSON, with its own digest, so that a changed byte shows."""
+        data = dataclasses.asdict(self)
+        return json.dumps({**data, "digest": _digest(data)}, indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> Manifest:
+        """Reads `to_json`. Raises BundleError where the text is no manifest, is newer, incomplete or changed."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise BundleError(f"edgecomp.json is not JSON ({error}): the bundle is damaged; compile it again") from None
+        if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
+            raise BundleError("edgecomp.json has no schema number: this is not an edgecomp bundle")
+        if data["schema"] > SCHEMA:
+            raise BundleError(f"the bundle has schema {data['schema']}, made by {data.get('made_by')}; this reader knows up to "
+                              f"{SCHEMA}: install {data.get('made_by', 'a newer edgecomp')} or later")
+        digest = data.pop("digest", None)
+        if digest != _digest(data):
+            raise BundleError("edgecomp.json was changed after it was written (its digest differs): compile the bundle again")
+        manifest: Manifest = build(Manifest, data, "edgecomp.json")
+        return manifest
+
+
+def _digest(data: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def build(kind: Any, value: Any, where: str) -> Any:
+    """Makes a value of a (possibly nested) type from plain JSON or TOML data. Raises BundleError naming the field that is off."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise BundleError(f"{where}: a table is expected, not {value!r}")
+        hints, fields = typing.get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}
+        if unknown := sorted(set(value) - set(fields)):
+            raise BundleError(f"{where}: unknown field {', '.join(unknown)}")
+        missing = [n for n, f in fields.items()
+                   if n not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+        if missing:
+            raise BundleError(f"{where}: missing field {', '.join(missing)}")
+        return kind(**{n: build(hints[n], v, f"{where}: {n}") for n, v in value.items()})  # type: ignore[operator]
+    if origin is tuple and isinstance(value, (list, tuple)):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) == len(value):
+            return tuple(build(k, v, f"{where}[{n}]") for n, (k, v) in enumerate(zip(kinds, value)))
+    elif origin is dict and isinstance(value, dict):
+        return {k: build(arguments[1], v, f"{where}: {k}") for k, v in value.items()}
+    elif origin in (types.UnionType, typing.Union):
+        for option in arguments:
+            try:
+                return build(option, value, where)
+            except BundleError:
+                continue
+    elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise BundleError(f"{where}: {value!r} is not of the expected kind")

@@ -1,0 +1,218 @@
+"""Device profiles: what they say agrees with what is published, and one that is off is refused in a clear line.
+
+The figures here are from NVIDIA's data sheets and architecture whitepapers, not from the profiles.
+"""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from edgecomp_runtime.errors import EdgecompError, UnknownNameError
+
+from edgecomp import devices
+from edgecomp.commands.devices import command
+
+# id -> compute capability, SMs, GiB, GB/s
+PUBLISHED = {
+    "jetson-orin-nano-8gb": ("8.7", 8, 8, 68),
+    "jetson-orin-nano-8gb-super": ("8.7", 8, 8, 102),
+    "jetson-orin-nx-16gb": ("8.7", 8, 16, 102.4),
+    "jetson-agx-orin-64gb": ("8.7", 16, 64, 204.8),
+    "jetson-agx-xavier": ("7.2", 8, 32, 136.5),
+    "jetson-agx-thor": ("11.0", 20, 128, 273),
+    "dgx-spark-gb10": ("12.1", 48, 128, 273),
+    "rtx-3060-12gb": ("8.6", 28, 12, 360),
+    "rtx-3090": ("8.6", 82, 24, 936),
+    "rtx-4090": ("8.9", 128, 24, 1008),
+    "rtx-5090": ("12.0", 170, 32, 1792),
+    "rtx-a6000": ("8.6", 84, 48, 768),
+    "t4": ("7.5", 40, 16, 320),
+    "l4": ("8.9", 58, 24, 300),
+    "a100-80gb-sxm": ("8.0", 108, 80, 2039),
+    "h100-80gb-sxm": ("9.0", 132, 80, 3350),
+    "h200-sxm": ("9.0", 132, 141, 4800),
+}
+# id -> dense peaks: whitepaper totals, or half of what is advertised with sparsity (rounded there)
+PUBLISHED_PEAKS: dict[str, dict[str, float]] = {
+    "rtx-3090": {"fp16_tflops": 71, "fp16_acc16_tflops": 142, "int8_tops": 284},
+    "rtx-4090": {"fp16_tflops": 165.2, "fp16_acc16_tflops": 330.3, "int8_tops": 660.6, "fp8_tflops": 330.3},
+    "rtx-5090": {"fp16_tflops": 209.5, "fp16_acc16_tflops": 419, "int8_tops": 838, "fp8_tflops": 419, "fp4_tflops": 3352 / 2},
+    "t4": {"fp16_tflops": 65, "int8_tops": 130},
+    "a10": {"fp16_tflops": 250 / 2, "int8_tops": 500 / 2},
+    "l4": {"fp16_tflops": 242 / 2, "int8_tops": 485 / 2, "fp8_tflops": 485 / 2},
+    "a100-80gb-sxm": {"fp32_tflops": 19.5, "fp16_tflops": 312, "bf16_tflops": 312, "int8_tops": 624},
+    "h100-80gb-sxm": {"fp32_tflops": 67, "fp16_tflops": 989, "int8_tops": 1979, "fp8_tflops": 3958 / 2},
+    "h100-80gb-pcie": {"fp32_tflops": 51, "fp16_tflops": 756, "fp8_tflops": 3026 / 2},
+    "jetson-orin-nano-8gb": {"int8_tops": 40 / 2},
+    "jetson-orin-nano-8gb-super": {"int8_tops": 67 / 2},
+    "jetson-agx-orin-64gb": {"int8_tops": 170 / 2, "fp32_tflops": 5.3},
+    "jetson-agx-thor": {"fp4_tflops": 2070 / 2, "fp8_tflops": 1035 / 2, "fp16_tflops": 517 / 2},
+}
+# fp16 FLOP of one SM in one clock, by compute capability (tensor cores; in pairs on CUDA cores before 7.0)
+FLOP_PER_CLOCK_PER_SM = {"5.3": 512, "6.2": 512, "7.2": 1024, "7.5": 1024, "8.0": 2048, "8.6": 1024, "8.7": 2048, "8.9": 1024,
+                         "9.0": 4096, "11.0": 8192, "12.0": 1024}
+CUDA_CORES_PER_SM = {"7.2": 64, "7.5": 64, "8.0": 64}   # 128 elsewhere
+ORINS = [name for name in devices.names() if "orin" in name]
+
+
+@pytest.fixture(params=devices.names())
+def device(request: pytest.FixtureRequest) -> devices.Device:
+    return devices.load(request.param)
+
+
+def test_there_are_profiles_of_every_tier() -> None:
+    assert len(devices.names()) >= 56 and set(PUBLISHED) | set(PUBLISHED_PEAKS) <= set(devices.names())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_agrees_with_the_data_sheet(name: str) -> None:
+    capability, sm_count, total_gib, bandwidth_gb_per_s = PUBLISHED[name]
+    device = devices.load(name)
+    assert (device.gpu.compute_capability, device.gpu.sm_count, device.memory.total_gib) == (capability, sm_count, total_gib)
+    assert device.memory.bandwidth_gb_per_s == pytest.approx(bandwidth_gb_per_s, rel=0.01)
+
+
+@pytest.mark.parametrize(("name", "peak"), [(name, peak) for name, peaks in PUBLISHED_PEAKS.items() for peak in peaks])
+def test_peaks_are_the_published_dense_ones(name: str, peak: str) -> None:
+    assert getattr(devices.load(name).peaks, peak) == pytest.approx(PUBLISHED_PEAKS[name][peak], rel=0.025)
+
+
+def test_derived_peaks_follow_from_sms_and_clock(device: devices.Device) -> None:
+    gpu, peaks = device.gpu, device.peaks
+    assert gpu.cuda_cores == gpu.sm_count * CUDA_CORES_PER_SM.get(gpu.compute_capability, 128)
+    assert peaks.fp32_tflops == pytest.approx(2 * gpu.cuda_cores * gpu.clock_mhz / 1e6, rel=0.03)
+    if device.id == "dgx-spark-gb10":
+        return   # its peaks are ratios of the advertised FP4
+    clock_mhz = gpu.tensor_clock_mhz or gpu.clock_mhz
+    full = gpu.sm_count * FLOP_PER_CLOCK_PER_SM[gpu.compute_capability] * clock_mhz / 1e6
+    half_rate = "GeForce" in device.family   # with fp32 accumulation
+    if device.id == "l40":
+        full /= 2                            # its data sheet has half of the L40S
+    assert peaks.fp16_acc16_tflops == pytest.approx(full, rel=0.03)
+    if peaks.fp16_tflops:
+        assert peaks.fp16_tflops == pytest.approx(full / 2 if half_rate else full, rel=0.03)
+        assert peaks.int8_tops == pytest.approx(2 * full, rel=0.03)
+    if peaks.bf16_tflops:
+        assert peaks.bf16_tflops == peaks.fp16_tflops
+
+
+def test_every_number_has_a_source(device: devices.Device) -> None:
+    assert device.sources.spec and device.sources.peaks and device.sources.power
+    assert bool(device.sources.usable_memory) == (device.memory.usable_gib is not None)
+    assert bool(device.sources.software) == bool(device.software)
+
+
+def test_a_mode_never_has_more_than_its_device(device: devices.Device) -> None:
+    for mode in device.power_modes:
+        assert (mode.watts or 0) <= device.power_watts and (mode.sm_count or 0) <= device.gpu.sm_count
+        assert (mode.clock_mhz or 0) <= device.gpu.clock_mhz
+        assert (mode.bandwidth_gb_per_s or 0) <= device.memory.bandwidth_gb_per_s
+    assert sum(mode.default for mode in device.power_modes) <= 1
+
+
+@pytest.mark.parametrize("name", ORINS)
+def test_jetpack_6_means_tensorrt_10_3(name: str) -> None:
+    releases = {each.release: each for each in devices.load(name).software}
+    assert releases["JetPack 6.2"].tensorrt.startswith("10.3.") and releases["JetPack 6.2"].cuda.startswith("12.6")
+    assert "JetPack 7.0" not in releases   # Thor only
+
+
+def test_an_estimate_is_marked() -> None:
+    spark = devices.load("dgx-spark-gb10")
+    assert spark.is_uncertain("peaks.fp16_tflops") and not spark.is_uncertain("memory.bandwidth_gb_per_s")
+
+
+def test_a_mistyped_name_gets_a_suggestion() -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown device 'rtx-409'; did you mean 'rtx-4090'\?"):
+        devices.load("rtx-409")
+
+
+def test_a_name_is_no_path() -> None:
+    with pytest.raises(UnknownNameError):
+        devices.load("../profiles/rtx-4090")
+
+
+def written(folder: Path, old: str, new: str) -> Path:
+    """A folder with one profile, the RTX 4090's with `old` replaced."""
+    text = (devices.profile_folder() / "rtx-4090.toml").read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    (folder / "rtx-4090.toml").write_text(text.replace(old, new), encoding="utf-8")
+    return folder
+
+
+TWO_MODES = 'power_watts = 450\npower_modes = [{name = "low"}, {name = "low"}]'
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [
+    ("sm_count = 128\n", "", "gpu: missing field sm_count"),
+    ("sm_count = 128", "sm_count = 128\nshaders = 3", "gpu: unknown field shaders"),
+    ("sm_count = 128", "sm_count = -128", "gpu.sm_count is -128: a positive number is expected"),
+    ("clock_mhz = 2520", "clock_mhz = nan", "gpu.clock_mhz is nan: a positive number is expected"),
+    ("clock_mhz = 2520", 'clock_mhz = "fast"', "gpu: clock_mhz: 'fast' is not of the expected kind"),
+    ("l2_mib = 72", 'l2_mib = "72"', "gpu: l2_mib: '72' is not of the expected kind"),
+    ('"8.9"', '"sm_89"', "compute_capability: 'sm_89' is not of the form '8.7'"),
+    ('id = "rtx-4090"', 'id = "rtx-409O"', "id is 'rtx-409O', but the file is named 'rtx-4090'"),
+    ("power_watts = 450", TWO_MODES, "power_modes: 'low' is there more than once"),
+    ("usable_gib = 23.99", "usable_gib = 30", "memory.usable_gib 30.0 is more than total_gib 24.0"),
+    ('power = ["TechPowerUp"]', "power = []", "sources: power is empty"),
+    ('uncertain = ["memory.usable_gib"]', 'uncertain = ["memory.speed"]', "sources: uncertain names 'memory.speed'"),
+    ("[gpu]", "[gpu", "not a readable TOML file"),
+])
+def test_a_malformed_profile_is_one_clear_line(tmp_path: Path, old: str, new: str, said: str) -> None:
+    with pytest.raises(EdgecompError) as caught:
+        devices.load("rtx-4090", folders=[written(tmp_path, old, new)])
+    message = str(caught.value)
+    assert said in message and "rtx-4090.toml" in message and "\n" not in message
+    assert type(caught.value) is EdgecompError
+
+
+def test_own_folders_come_first(tmp_path: Path) -> None:
+    own = written(tmp_path, 'name = "GeForce RTX 4090"', 'name = "Mine"')
+    assert devices.load("rtx-4090", folders=[own, devices.profile_folder()]).name == "Mine"
+    assert devices.load("l4", folders=[own, devices.profile_folder()]).name == "L4"
+    assert devices.names(folders=[own]) == ["rtx-4090"]
+
+
+def test_installed_profiles_come_before_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "PACKAGE", tmp_path / "edgecomp")
+    assert devices.profile_folder() == tmp_path / "profiles"
+    (tmp_path / "edgecomp" / "_data" / "profiles").mkdir(parents=True)
+    assert devices.profile_folder() == tmp_path / "edgecomp" / "_data" / "profiles"
+
+
+def test_command_prints_an_aligned_table() -> None:
+    result = CliRunner().invoke(command, [])
+    header, *rows = result.output.split("\n\n")[0].splitlines()
+    assert result.exit_code == 0 and [row.split()[0] for row in rows] == devices.names()
+    assert len({len(row) for row in [header, *rows]}) == 1
+    spark = next(row for row in rows if row.startswith("dgx-spark-gb10"))
+    assert spark.split() == ["dgx-spark-gb10", "128", "273", "125?", "250?", "12.1"]
+    nano = next(row for row in rows if row.startswith("jetson-nano "))
+    assert nano.split() == ["jetson-nano", "4", "25.6", "0.47", "-", "5.3"]   # no tensor cores: fp16 in pairs
+
+
+def test_command_shows_one_device_with_its_sources() -> None:
+    output = CliRunner().invoke(command, ["jetson-agx-orin-64gb"]).output
+    for part in ("bandwidth_gb_per_s  204.8", "int8_tops           85.2*", "clock_mhz 829?", "JetPack 6.2 ", "TensorRT 10.3.0.30",
+                 "source: https://www.techpowerup.com/gpu-specs/jetson-agx-orin-64-gb.c4085"):
+        assert part in output
+
+
+def test_command_shows_every_field_of_every_device(device: devices.Device) -> None:
+    output = CliRunner().invoke(command, [device.id]).output
+    assert all(name.rsplit(".", 1)[-1] in output for name in device.numbers())
+    assert all(note in output for note in device.notes) and "None" not in output
+
+
+def test_command_prints_json() -> None:
+    single = json.loads(CliRunner().invoke(command, ["rtx-4090", "--json"]).output)
+    assert single["gpu"]["sm_count"] == 128 and single["peaks"]["int8_tops"] == 660.6 and single["peaks"]["fp4_tflops"] is None
+    assert "peaks.int8_tops" in single["sources"]["derived"]
+    everything = json.loads(CliRunner().invoke(command, ["--json"]).output)
+    assert [each["id"] for each in everything] == devices.names() and single in everything
+
+
+def test_command_leaves_a_wrong_name_to_the_group() -> None:
+    assert isinstance(CliRunner().invoke(command, ["rtx-409"]).exception, UnknownNameError)
