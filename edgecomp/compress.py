@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgecomp.dialects import lowering
 from edgecomp.ir.graphs import describe, load, save
+from edgecomp.methods import parameters
 from edgecomp.methods.base import BudgetError, Method, Place
 from edgecomp.passes.splice import at_projector
 from edgecomp.writer import copy_files, writing
@@ -44,10 +45,9 @@ def tokens_of(keep: str, tokens: int) -> int:
 def plan_name(recipe: Recipe, keep: int) -> str:
     """A plan's name: method, budget, and whatever differs from the defaults."""
     parts = [recipe.method.name, str(keep)]
-    for field in dataclasses.fields(recipe.method):  # type: ignore[arg-type]
-        value = getattr(recipe.method, field.name)
-        if value != field.default:
-            parts.append(f"{field.name}{value}")
+    for name, default in parameters(type(recipe.method)).items():
+        if (value := getattr(recipe.method, name)) != default:
+            parts.append(f"{name}{value}")
     return "-".join(parts + ([recipe.position] if recipe.position != "keep" else []))
 
 
@@ -107,7 +107,7 @@ def _plan(name: str, recipe: Recipe, place: Place, manifest: Manifest, partial: 
     at_projector(model, manifest.vision, recipe.method, place)
     file = f"graphs/vision.{name}.onnx"
     save(model, partial / file)
-    step = StepInfo(recipe.method.name, recipe.site, place.keep, dataclasses.asdict(recipe.method))  # type: ignore[call-overload]
+    step = StepInfo(recipe.method.name, recipe.site, place.keep, {p: getattr(recipe.method, p) for p in parameters(type(recipe.method))})
     rows = manifest.decoder.context - (place.tokens - place.keep)  # the window holds one picture's saving
     return PlanInfo((step,), recipe.position, place.keep, (rows,) * manifest.decoder.layers,
                     {"neutral": {**neutral, "vision": describe(model, file)}})

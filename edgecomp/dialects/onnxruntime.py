@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, InlinePass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
-from edgecomp.ir.rewrite import DOMAIN, constant, insert, nodes, replace
+from edgecomp.ir.rewrite import DOMAIN, constant, dims, inputs, insert, made_by, nodes, replace
 
 MICROSOFT = "com.microsoft"
 
@@ -19,7 +19,7 @@ def lower(model: ir.Model) -> None:
     """Turns a neutral graph into one that onnxruntime 1.20 or later runs, in place."""
     InlinePass()(model)
     for mark in nodes(model, "Mark", DOMAIN):
-        replace(model, mark, mark.inputs[0])
+        replace(model, mark, inputs(mark)[0])
     decoder = _CacheLengths(model)
     for attention in nodes(model, "Attention", DOMAIN):
         if attention.attributes["causal"].as_int():
@@ -44,7 +44,7 @@ class _CacheLengths:
 
     def of(self, attention: ir.Node) -> tuple[ir.Value, ir.Value]:
         """(last row's index [batch] int32, total rows int32 scalar)."""
-        length = attention.inputs[5]
+        length = inputs(attention)[5]
         if length.name not in self.made:
             first = self.model.graph[0]
             embeddings = next(v for v in self.model.graph.inputs if v.name == "embeddings")
@@ -59,8 +59,8 @@ class _CacheLengths:
 
 
 def _grouped_query(model: ir.Model, node: ir.Node, lengths: _CacheLengths) -> None:
-    query, key, value, past_key, past_value = node.inputs[:5]
-    layer, heads, kv_heads = node.attributes["layer"].as_int(), query.shape[1], key.shape[1]
+    query, key, value, past_key, past_value = inputs(node)[:5]
+    layer, heads, kv_heads = node.attributes["layer"].as_int(), dims(query)[1], dims(key)[1]
     flat = [_rows_by_hidden(model, node, v) for v in (query, key, value)]
     attributes = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": node.attributes["scale"].as_float()}
     out, new_key, new_value = insert(model, node, "GroupQueryAttention", [*flat, past_key, past_value, *lengths.of(node)], attributes, MICROSOFT, 3)
@@ -72,23 +72,23 @@ def _grouped_query(model: ir.Model, node: ir.Node, lengths: _CacheLengths) -> No
 
 
 def _multi_head(model: ir.Model, node: ir.Node) -> None:
-    flat = [_rows_by_hidden(model, node, v) for v in node.inputs[:3]]
-    attributes = {"num_heads": node.inputs[0].shape[1], "scale": node.attributes["scale"].as_float()}
+    flat = [_rows_by_hidden(model, node, v) for v in inputs(node)[:3]]
+    attributes = {"num_heads": dims(inputs(node)[0])[1], "scale": node.attributes["scale"].as_float()}
     out, = insert(model, node, "MultiHeadAttention", flat, attributes, MICROSOFT)
     _heads_from_hidden(model, node, out)
 
 
 def _rows_by_hidden(model: ir.Model, before: ir.Node, value: ir.Value) -> ir.Value:
     """[B, H, S, D] -> [B, S, H*D], by taking back the transpose that made it where it can be seen."""
-    producer = value.producer()
-    if producer is not None and producer.op_type == "RotaryEmbedding" and producer.domain == "":
-        flat = _rows_by_hidden(model, before, producer.inputs[0])
-        attributes = {"num_heads": value.shape[1], "interleaved": producer.attributes["interleaved"].as_int()}
-        return insert(model, before, "RotaryEmbedding", [flat, *producer.inputs[1:]], attributes)[0]
-    if producer is not None and producer.op_type == "Transpose" and tuple(producer.attributes["perm"].as_ints()) == (0, 2, 1, 3):
-        reshape = producer.inputs[0].producer()
-        if reshape is not None and reshape.op_type == "Reshape" and len(reshape.inputs[0].shape) == 3:
-            return reshape.inputs[0]
+    if rotary := made_by(value, "RotaryEmbedding"):
+        flat = _rows_by_hidden(model, before, inputs(rotary)[0])
+        attributes = {"num_heads": dims(value)[1], "interleaved": rotary.attributes["interleaved"].as_int()}
+        return insert(model, before, "RotaryEmbedding", [flat, *rotary.inputs[1:]], attributes)[0]
+    split = made_by(value, "Transpose")
+    if split and tuple(split.attributes["perm"].as_ints()) == (0, 2, 1, 3):
+        reshape = made_by(split.inputs[0], "Reshape")
+        if reshape and len(dims(inputs(reshape)[0])) == 3:
+            return inputs(reshape)[0]
     rows, = insert(model, before, "Transpose", [value], {"perm": [0, 2, 1, 3]})
     return insert(model, before, "Reshape", [rows, constant(model, "rows_by_hidden", np.array([0, 0, -1], np.int64))])[0]
 
@@ -105,44 +105,38 @@ def _heads_from_hidden(model: ir.Model, attention: ir.Node, flat: ir.Value) -> N
 
 def _transposed_weights(model: ir.Model) -> None:
     for matmul in nodes(model, "MatMul"):
-        transpose = matmul.inputs[1].producer()
-        if transpose is None or transpose.op_type != "Transpose" or not transpose.inputs[0].is_initializer() or len(transpose.inputs[0].shape) != 2:
-            continue
-        out, = insert(model, matmul, "FusedMatMul", [matmul.inputs[0], transpose.inputs[0]], {"transB": 1}, MICROSOFT)
-        replace(model, matmul, out)
+        transpose = made_by(matmul.inputs[1], "Transpose")
+        if transpose and inputs(transpose)[0].is_initializer() and len(dims(inputs(transpose)[0])) == 2:
+            out, = insert(model, matmul, "FusedMatMul", [matmul.inputs[0], transpose.inputs[0]], {"transB": 1}, MICROSOFT)
+            replace(model, matmul, out)
 
 
 def _quick_gelu(model: ir.Model) -> None:
-    """x * sigmoid(a x): QuickGelu of CLIP, and SiLU with a = 1."""
+    """x * sigmoid(a x) in one node: CLIP's QuickGelu, and SiLU with a = 1."""
     for gate in nodes(model, "Sigmoid"):
-        scaled, alpha = gate.inputs[0], 1.0
         uses = [n for n, _ in gate.outputs[0].uses()]
-        source = scaled
-        if (scale := scaled.producer()) is not None and scale.op_type == "Mul" and (number := scale.inputs[1].const_value) is not None and number.size == 1:
-            source, alpha = scale.inputs[0], float(number.numpy())
         if len(uses) != 1 or uses[0].op_type != "Mul":
             continue
-        if source not in uses[0].inputs:
-            if scaled not in uses[0].inputs:
+        argument = inputs(gate)[0]
+        x, alpha = argument, 1.0
+        scale = made_by(argument, "Mul")
+        if scale and argument not in uses[0].inputs:
+            x, number = inputs(scale)
+            if number.const_value is None or number.const_value.size != 1:
                 continue
-            source, alpha = scaled, 1.0
-        out, = insert(model, uses[0], "QuickGelu", [source], {"alpha": alpha}, MICROSOFT)
-        replace(model, uses[0], out)
+            alpha = number.const_value.numpy().item()
+        if x in uses[0].inputs:
+            out, = insert(model, uses[0], "QuickGelu", [x], {"alpha": alpha}, MICROSOFT)
+            replace(model, uses[0], out)
 
 
 def _skip_norm(model: ir.Model) -> None:
-    """Residual addition and the RMS norm behind it in one node, which also gives the sum."""
+    """A residual addition and the RMS norm behind it in one node, which also gives the sum."""
     for norm in nodes(model, "RMSNormalization"):
-        add = norm.inputs[0].producer()
-        if add is None or add.op_type != "Add" or any(v is None or v.is_initializer() for v in add.inputs):
+        add = made_by(norm.inputs[0], "Add")
+        if not add or any(value.is_initializer() for value in inputs(add)):
             continue
-        epsilon = norm.attributes["epsilon"].as_float()
-        out, _, _, total = insert(model, norm, "SkipSimplifiedLayerNormalization", [*add.inputs, norm.inputs[1]], {"epsilon": epsilon}, MICROSOFT, 4)
+        out, _, _, total = insert(model, norm, "SkipSimplifiedLayerNormalization", [*add.inputs, norm.inputs[1]],
+                                  {"epsilon": norm.attributes["epsilon"].as_float()}, MICROSOFT, 4)
         replace(model, norm, out)
-        replace_uses(model, add, total)
-
-
-def replace_uses(model: ir.Model, add: ir.Node, total: ir.Value) -> None:
-    total.type, total.shape = add.outputs[0].type, add.outputs[0].shape
-    ir.convenience.replace_all_uses_with(add.outputs[0], total)
-    model.graph.remove(add, safe=True)
+        replace(model, add, total)

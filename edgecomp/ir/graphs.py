@@ -26,7 +26,7 @@ class WeightFile:
         """Writes an array, unless its bytes are there already, and returns the reference to it."""
         data = np.ascontiguousarray(array)
         flat = data.reshape(-1).view(np.uint8)
-        key = hashlib.sha256(flat).hexdigest()
+        key = hashlib.sha256(flat.data).hexdigest()
         if key not in self._offsets:
             self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
             self._offsets[key] = self._file.tell()

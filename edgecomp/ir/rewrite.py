@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 DOMAIN = "edgecomp"
@@ -14,6 +15,23 @@ def nodes(model: ir.Model, op_type: str, domain: str = "") -> Iterator[ir.Node]:
     for node in list(model.graph):
         if node.op_type == op_type and node.domain == domain:
             yield node
+
+
+def inputs(node: ir.Node) -> list[ir.Value]:
+    """A node's inputs where none is left out."""
+    return [value for value in node.inputs if value is not None]
+
+
+def made_by(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node | None:
+    """The node that makes a value, if it is of this operator."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and (node.op_type, node.domain) == (op_type, domain) else None
+
+
+def dims(value: ir.Value) -> tuple[int | ir.SymbolicDim, ...]:
+    """A value's dimensions; the exporter gives every value that passes look at a shape."""
+    assert value.shape is not None, f"{value.name} has no shape"
+    return value.shape.dims
 
 
 def marks(model: ir.Model, signal: str) -> dict[int, ir.Node]:
@@ -30,12 +48,12 @@ def insert(model: ir.Model, before: ir.Node, op_type: str, inputs: Sequence[ir.V
     return node.outputs
 
 
-def constant(model: ir.Model, name: str, array: Any) -> ir.Value:
+def constant(model: ir.Model, name: str, array: np.ndarray[Any, Any] | np.generic) -> ir.Value:
     """A named initializer; one name is one value."""
     if name in model.graph.initializers:
         return model.graph.initializers[name]
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+    tensor = ir.tensor(np.asarray(array), name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     model.graph.register_initializer(value)
     return value
 

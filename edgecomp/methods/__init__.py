@@ -26,12 +26,17 @@ def method_type(name: str) -> type[Method]:
     return found
 
 
-def make(name: str, **parameters: Any) -> Method:
+def make(name: str, **values: Any) -> Method:
     """A method with its parameters. Raises UnknownNameError, or EdgecompError for a parameter that it does not have."""
     kind = method_type(name)
-    known = [f.name for f in dataclasses.fields(kind)]
-    for parameter in parameters:
+    known = parameters(kind)
+    for parameter in values:
         if parameter not in known:
             raise EdgecompError(f"method {name!r} has no parameter {parameter!r}"
                                 + (f"; it has {', '.join(known)}" if known else " (it has none)"))
-    return kind(**parameters)
+    return kind(**values)
+
+
+def parameters(kind: type[Method]) -> dict[str, Any]:
+    """A method's parameters and their defaults."""
+    return {f.name: f.default for f in dataclasses.fields(kind)}  # type: ignore[arg-type]

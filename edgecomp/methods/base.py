@@ -103,19 +103,23 @@ class Selection(Method):
 
 
 class Merging(Method):
-    """A method whose tokens are averages of features; each takes the position of its first source."""
+    """A method whose tokens are averages of features by constant weights; each takes the position of one of its sources."""
 
     @abstractmethod
     def weights(self, place: Place) -> NDArray[np.float64]:
         """The averaging matrix [K, N]: rows sum to 1, columns to K / N."""
 
+    @abstractmethod
+    def places(self, place: Place) -> NDArray[np.int64]:
+        """The raster place [K] that each token takes: one of its sources, ascending."""
+
 
 def gather(op: Op, features: ir.Value, indices: ir.Value) -> ir.Value:
     """features [B, N, D], indices [B, K] -> [B, K, D]."""
-    return op.GatherND(features, op.Unsqueeze(indices, [2]), batch_dims=1)
+    return op.GatherND(features, op.Unsqueeze(indices, [2]), batch_dims=1)  # type: ignore[no-any-return]
 
 
 def fixed(op: Op, features: ir.Value, indices: NDArray[np.int64]) -> ir.Value:
     """The same indices [K] for every image of the batch: [B, K]."""
     batch = op.Shape(features, start=0, end=1)
-    return op.Expand(op.Constant(value=ir.tensor(indices[None])), op.Concat(batch, [1], axis=0))
+    return op.Expand(op.Constant(value=ir.tensor(indices[None])), op.Concat(batch, [1], axis=0))  # type: ignore[no-any-return]

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgecomp.methods.base import BudgetError, Merging, Op, Place, Taxonomy
+from edgecomp.methods.base import BudgetError, Merging, Op, Place, Taxonomy, fixed
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,26 @@ class Pool(Merging):
 
     def weights(self, place: Place) -> NDArray[np.float64]:
         (rows, columns), (high, wide) = place.grid, cells(place)
-        return np.kron(shares(rows, high), shares(columns, wide))
+        return np.kron(shares(rows, high), shares(columns, wide)).astype(np.float64)
+
+    def places(self, place: Place) -> NDArray[np.int64]:
+        """The token at each cell's centre: an average stands for the middle of its cell, not for its corner."""
+        (rows, columns), (high, wide) = place.grid, cells(place)
+        down, across = ((2 * np.arange(n) + 1) * side // (2 * n) for n, side in ((high, rows), (wide, columns)))
+        return (down[:, None] * columns + across).reshape(-1)
 
     def build(self, op: Op, place: Place, features: ir.Value, *signals: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         (rows, columns), (high, wide) = place.grid, cells(place)
-        down, across = (op.CastLike(op.Constant(value=ir.tensor(s.astype(np.float32))), features) for s in (shares(rows, high), shares(columns, wide)))
-        by_row = op.MatMul(down, op.Reshape(features, op.Concat(op.Shape(features, start=0, end=1), [rows, -1], axis=0)))  # [B, high, columns * D]
-        by_cell = op.MatMul(across, op.Reshape(by_row, op.Concat(op.Shape(features, start=0, end=1), [high, columns, -1], axis=0)))
-        tokens = op.Reshape(by_cell, op.Concat(op.Shape(features, start=0, end=1), [place.keep, -1], axis=0))
-        first = (self.weights(place) > 0).argmax(1)
-        kept = op.Expand(op.Constant(value=ir.tensor(first[None])), op.Concat(op.Shape(features, start=0, end=1), [1], axis=0))
-        return tokens, kept, kept
+
+        def matrix(weights: NDArray[np.float64]) -> ir.Value:
+            return op.CastLike(op.Constant(value=ir.tensor(weights.astype(np.float32))), features)  # type: ignore[no-any-return]
+
+        # a 0 in Reshape keeps the batch
+        by_row = op.MatMul(matrix(shares(rows, high)), op.Reshape(features, [0, rows, -1]))  # [B, high, columns * D]
+        by_cell = op.MatMul(matrix(shares(columns, wide)), op.Reshape(by_row, [0, high, columns, -1]))  # [B, high, wide, D]
+        tokens = op.Reshape(by_cell, [0, place.keep, -1])
+        kept = fixed(op, features, self.places(place))
+        return tokens, kept, op.Identity(kept)  # one value under two names would lose one of them when inlined
 
 
 def shares(tokens: int, cells: int) -> NDArray[np.float64]:
@@ -45,15 +54,14 @@ def shares(tokens: int, cells: int) -> NDArray[np.float64]:
     edges = np.arange(cells + 1) * tokens / cells
     at = np.arange(tokens)
     overlap = np.minimum(edges[1:, None], at + 1) - np.maximum(edges[:-1, None], at)
-    return np.where(overlap > 1e-9, overlap, 0) * cells / tokens
+    return np.where(overlap > 1e-9, overlap, 0.0).astype(np.float64) * (cells / tokens)
 
 
 def cells(place: Place) -> tuple[int, int]:
     """The (rows, columns) of K cells nearest to the grid's aspect. Raises BudgetError naming the nearest budgets."""
     found = _best(place.keep, place.grid)
     if found is None:
-        fits = [k for k in range(1, place.tokens + 1) if _best(k, place.grid)]
-        near = sorted(sorted(fits, key=lambda k: abs(k - place.keep))[:2])
+        near = sorted(_nearest(place)[:2])
         raise BudgetError(f"pool cannot make {place.keep} tokens of a {place.grid[0]}x{place.grid[1]} grid: no h x w = {place.keep} "
                           f"within a factor of two of its aspect; the nearest budgets are {' and '.join(map(str, near))}")
     return found
@@ -65,3 +73,13 @@ def _best(keep: int, grid: tuple[int, int]) -> tuple[int, int] | None:
     sides = [h for h in range(1, keep + 1) if keep % h == 0 and h <= grid[0] and keep // h <= grid[1] and stretch(h) <= math.log(2) + 1e-9]
     high = min(sides, key=stretch, default=None)
     return None if high is None else (high, keep // high)
+
+
+def nearest(place: Place) -> int:
+    """The budget nearest to the place's own that pooling can make."""
+    return _nearest(place)[0]
+
+
+def _nearest(place: Place) -> list[int]:
+    fits = [k for k in range(1, place.tokens + 1) if _best(k, place.grid)]
+    return sorted(fits, key=lambda k: (abs(k - place.keep), k))

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,11 +43,10 @@ def follow(rule: Rule, order: NDArray[np.int64]) -> list[StepCheck]:
     return checks
 
 
-def compress(method: Method, place: Place, features: NDArray[np.floating], *signals: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
+def compress(method: Method, place: Place, features: NDArray[Any], *signals: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """The method in numpy, for one image: features [N, D] -> tokens [K, D] and the positions [K] they take, ascending."""
     if isinstance(method, Merging):
-        weights = method.weights(place)
-        return weights @ features, (weights > 0).argmax(1)
+        return method.weights(place) @ features, method.places(place)
     assert isinstance(method, Selection)
     rule = method.rule(place, features.astype(np.float64), *(s.astype(np.float64) for s in signals))
     kept = np.sort(select(rule))

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgecomp.ir.rewrite import marks
+from edgecomp.ir.rewrite import dims, marks
 from edgecomp.methods.base import DOMAIN, Method, Place
 from edgecomp.passes.signals import SIGNALS
 from edgecomp_runtime.manifest import VisionInfo
@@ -28,8 +28,8 @@ def at_projector(model: ir.Model, vision: VisionInfo, method: Method, place: Pla
     call = ir.node(function.name, [features, *signals], domain=DOMAIN, num_outputs=3)
     model.graph.insert_after(mark, call)
     tokens, kept, order = call.outputs
-    images, width = features.shape[0], features.shape[2]
-    _typed(features, "features", features.dtype, features.shape)
+    images, _, width = dims(features)
+    _typed(features, "features", features.dtype, dims(features))
     _typed(tokens, "visual_tokens", features.dtype, [images, place.keep, width])
     _typed(kept, "kept", ir.DataType.INT64, [images, place.keep])
     _typed(order, "order", ir.DataType.INT64, [images, place.keep])

@@ -58,9 +58,10 @@ def load(folder: Path, precision: str) -> Any:
     """The model in evaluation mode, its weights in `precision`. Raises CheckpointError where transformers cannot load it."""
     from transformers import AutoModelForImageTextToText
     from transformers.utils import logging
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        return AutoModelForImageTextToText.from_pretrained(folder, dtype=DTYPES[precision], local_files_only=True).eval()
+        model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=DTYPES[precision], local_files_only=True)
+        return model.eval()
     except Exception as error:
         raise CheckpointError(f"transformers cannot load {folder} ({type(error).__name__}: {str(error).splitlines()[0][:200]})") from None
 
@@ -103,7 +104,7 @@ def text_info(folder: Path, config: Any, names: dict[str, str]) -> TextInfo:
     special = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
     return TextInfo(names["tokenizer"], names.get("chat_template"), special,
                     tuple(ends) if isinstance(ends, list) else (ends,) if ends is not None else (),
-                    tokenizer.convert_ids_to_tokens(image_id), image_id)
+                    str(tokenizer.convert_ids_to_tokens(image_id)), image_id)
 
 
 def chat_template(folder: Path) -> str | None:

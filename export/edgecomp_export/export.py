@@ -101,7 +101,7 @@ def trace_decoder(family: Family) -> ir.Model:
     kinds = [f"{kind}.{layer}" for layer in range(info.layers) for kind in ("key", "value")]
     names = (["embeddings", "positions", "length", "logit_rows", *(f"cache_{k}" for k in kinds)], ["logits", *(f"new_{k}" for k in kinds)])
     every_row = {0: "batch", 1: "rows"}
-    dynamic = (every_row, every_row, {}, {0: "logit_rows"}, [{0: "batch", 2: "capacity"}] * len(past))
+    dynamic: Any = (every_row, every_row, {}, {0: "logit_rows"}, [{0: "batch", 2: "capacity"}] * len(past))
     return trace(Decoder(family), inputs, names, dynamic, parameter_names(family.model))
 
 

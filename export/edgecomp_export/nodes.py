@@ -66,7 +66,7 @@ def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, 
                scaling: float, **_: Any) -> tuple[torch.Tensor, None]:
     """HF's attention interface: query [B, H, S, D], key and value [B, Hkv, S, D] -> [B, S, H, D]."""
     inputs: tuple[torch.Tensor, ...] = (query, key, value)
-    layer = int(module.layer_idx)  # vision towers get theirs in `number_attention`
+    layer = int(module.layer_idx)  # type: ignore[arg-type]  # vision towers get theirs in `number_attention`
     if _cache is not None:
         inputs += (*_cache.past[2 * layer: 2 * layer + 2], _cache.length)
     out = torch.onnx.ops.symbolic("edgecomp::Attention", inputs, attrs={"causal": int(_cache is not None), "layer": layer, "scale": float(scaling)},
@@ -81,4 +81,4 @@ AttentionInterface.register(ATTENTION, _attention)
 def number_attention(layers: torch.nn.ModuleList) -> None:
     """Gives each layer's attention module its index, as decoders have it from HF and encoders do not."""
     for index, layer in enumerate(layers):
-        layer.self_attn.layer_idx = index  # type: ignore[union-attr, assignment]
+        layer.self_attn.layer_idx = index  # type: ignore[union-attr]

@@ -12,19 +12,20 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from edgecomp_runtime.errors import InputError
 from edgecomp_runtime.manifest import ImageInfo
 
-FILTER_REACH = 3    # source pixels (output pixels, when shrinking) that pillow's widest filter, Lanczos, looks to each side
-WINDOW_ABOVE = 8    # a resized picture of more than so many crops is never made whole
+FILTER_REACH = 4  # source pixels to each side that enlarging can look at: pillow's widest filter, Lanczos, has 3
+WINDOW_ABOVE = 8  # an enlarged picture of more than so many crops is never made whole
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, as pillow has it
 
 
 def load(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> Image.Image:
-    """A picture as upright RGB, as `transformers.image_utils.load_image` gives it.
+    """A picture as upright RGB, as Hugging Face's `load_image` and then an image processor's `convert_to_rgb` make it.
 
-    EXIF orientation is applied, alpha is dropped, and of an animation the first frame is taken (of an open pillow picture, the
-    frame that it stands at). Different from Hugging Face: greyscale of 16 bits (modes I;16 and I) keeps its high byte, as
-    colour of 16 bits does in both, where Hugging Face clips it to white at 255; floating-point pictures are refused where
-    Hugging Face clips them. Files are read up to pillow's hard limit of pixels, without its warning at half of it.
+    EXIF orientation is applied, alpha is dropped, a colour marked as clear becomes white, and of an animation the first frame
+    is taken (of an open pillow picture, the frame that it stands at). Different from Hugging Face: greyscale of 16 bits (modes
+    I;16 and I) keeps its high byte, as colour of 16 bits does in both, where Hugging Face clips it to white at 255; and
+    floating-point pictures are refused where it clips them. Files are read up to pillow's hard limit of pixels, without its
+    warning at half of it.
 
     Args:
         image: a path, a pillow picture, or a camera frame as uint8 [height, width, 3] (red first) or [height, width] (grey).
@@ -46,8 +47,8 @@ def preprocess(picture: Image.Image, info: ImageInfo) -> np.ndarray:
 
     With `info.shortest_edge` the picture is resized to it and its centre cut out, black where it is smaller than the cut;
     without, it is resized to the size itself, whatever its aspect. Then `(value * rescale - mean) / std`.
-    Equal to Hugging Face's `CLIPImageProcessorPil` and `SiglipImageProcessorPil` bit for bit. Only pictures so long and thin
-    that Hugging Face would resize them to more than eight crops may be off by one of 255 levels in rare pixels.
+    Equal to Hugging Face's `CLIPImageProcessorPil` and `SiglipImageProcessorPil` bit for bit. Only small pictures so long and
+    thin that Hugging Face would enlarge them to more than eight crops may be off by one of 255 levels in rare pixels.
     """
     height, width = info.size
     if info.shortest_edge is None:
@@ -56,8 +57,9 @@ def preprocess(picture: Image.Image, info: ImageInfo) -> np.ndarray:
         resized = _resized_size(picture.size, info.shortest_edge)
         left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
         box = (left, top, left + width, top + height)
-        if resized[0] * resized[1] > WINDOW_ABOVE * width * height:
-            cut = _resize_window(picture, resized, box, info.resample)
+        # Shrinking needs no window: what it makes is smaller than the picture, which is in memory already.
+        if resized[0] > picture.width and resized[0] * resized[1] > WINDOW_ABOVE * width * height:
+            cut = _enlarge_window(picture, resized, box, info.resample)
         else:
             cut = picture.resize(resized, info.resample).crop(box)  # crop fills with zeros beyond the edges
     # Hugging Face scales in float64 and normalises in float32; the same order gives the same bits.
@@ -102,7 +104,15 @@ def _upright_rgb(picture: Image.Image, name: str) -> Image.Image:
     picture = ImageOps.exif_transpose(picture)
     if picture.mode == "F":
         raise InputError(f"{name} is a floating-point picture, whose range is unknown: save it with 8 or 16 bits")
-    return _high_byte(picture, name) if picture.mode.startswith("I") else picture.convert("RGB")
+    return _high_byte(picture, name) if picture.mode.startswith("I") else _clear_to_white(picture.convert("RGB"))
+
+
+def _clear_to_white(picture: Image.Image) -> Image.Image:
+    """White for the one colour that PNG and GIF may mark as clear: the mark outlives `load_image`, and processors act on it."""
+    if picture.info.get("transparency") is None:
+        return picture
+    clear = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
 
 
 def _high_byte(picture: Image.Image, name: str) -> Image.Image:
@@ -137,22 +147,25 @@ class _Span:
     cut_last: int
 
 
-def _resize_window(picture: Image.Image, resized: tuple[int, int], box: Box, resample: int) -> Image.Image:
-    """`picture.resize(resized).crop(box)` without the whole resized picture.
+def _enlarge_window(picture: Image.Image, resized: tuple[int, int], box: Box, resample: int) -> Image.Image:
+    """`picture.resize(resized).crop(box)` for a larger size, without the whole resized picture.
 
     A panorama of 20000 x 20 becomes 336000 x 336 on the way to its 336 x 336 centre: 450 MB, on a device that may have none
-    to spare; a picture of 1 x 100000 could not be resized at all.
+    to spare; a picture of 1 x 1000000 could not be resized at all.
     """
     x, y = _span(picture.width, resized[0], box[0], box[2]), _span(picture.height, resized[1], box[1], box[3])
     # pillow holds the edges of `box` in float32, too coarse at 20000: cut the source first, so that they are small numbers
     source = picture.crop((x.cut_first, y.cut_first, x.cut_last, y.cut_last))
-    window = source.resize((x.last - x.first, y.last - y.first), resample, box=(x.low, y.low, x.high, y.high))
+    # pillow 13 chooses by the sizes which axis goes first, and its 8-bit values between the two depend on that. Enlarging goes
+    # by rows first in every version; a window might not, so the order is spelled out.
+    width, height = x.last - x.first, y.last - y.first
+    rows = source.resize((width, source.height), resample, box=(x.low, 0, x.high, source.height))
+    window = rows.resize((width, height), resample, box=(0, y.low, width, y.high))
     return window.crop((box[0] - x.first, box[1] - y.first, box[2] - x.first, box[3] - y.first))
 
 
 def _span(size: int, resized: int, first: int, last: int) -> _Span:
     first, last = max(first, 0), min(last, resized)
     low, high = size * first / resized, size * last / resized
-    reach = FILTER_REACH * max(size / resized, 1) + 1
-    cut_first, cut_last = max(math.floor(low - reach), 0), min(math.ceil(high + reach), size)
+    cut_first, cut_last = max(math.floor(low) - FILTER_REACH, 0), min(math.ceil(high) + FILTER_REACH, size)
     return _Span(first, last, low - cut_first, high - cut_first, cut_first, cut_last)

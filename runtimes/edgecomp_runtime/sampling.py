@@ -70,7 +70,7 @@ def distribution(logits: np.ndarray, temperature: float, top_p: float) -> tuple[
         # All tokens below this line together hold less than 1 - top_p, so none of them stays. Sorting only the others
         # saves most of the time with vocabularies of 150,000, of which few hundred matter.
         ids = np.flatnonzero(probabilities >= (1 - top_p) / len(probabilities))
-        ids = ids[np.argsort(-probabilities[ids], kind="stable")]
+        ids = ids[np.argsort(-logits[ids], kind="stable")]
         ids = ids[probabilities[ids].cumsum() - probabilities[ids] < top_p]
     kept = probabilities[ids]
     return ids, kept / kept.sum()

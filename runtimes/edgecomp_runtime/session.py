@@ -4,7 +4,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Union
 
@@ -15,6 +14,7 @@ from edgecomp_runtime import backends, memory
 from edgecomp_runtime.backends import aligned_zeros, is_state
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import InputError
+from edgecomp_runtime.generation import Generation, Statistics, StopTexts
 from edgecomp_runtime.rows import Rows, VisualTokens, lay_out
 from edgecomp_runtime.sampling import Sampling, sampler
 from edgecomp_runtime.text import Text
@@ -24,54 +24,6 @@ if TYPE_CHECKING:
 
 Picture = Union[str, "PathLike[str]", "PIL.Image.Image", NDArray[np.uint8]]
 Messages = Sequence[dict[str, Any]]
-
-
-@dataclass
-class Statistics:
-    """What one call took. Times in milliseconds; visual tokens are counted over all images of the call.
-
-    first_token_ms runs from the call to its first token; per_token_ms is the mean over the tokens after it.
-    """
-    plan: str = ""
-    backend: str = ""
-    visual_tokens_in: int = 0
-    visual_tokens_kept: int = 0
-    prompt_rows: int = 0
-    reused_rows: int = 0
-    new_tokens: int = 0
-    preprocess_ms: float = 0.0
-    vision_ms: float = 0.0
-    prefill_ms: float = 0.0
-    first_token_ms: float = 0.0
-    per_token_ms: float = 0.0
-    peak_memory_bytes: int = 0
-    memory_meter: str = ""
-    stopped_by: str = ""
-
-
-@dataclass
-class Generation(Iterator[str]):
-    """A running answer: iterate for its pieces. `text` is what has come so far, `statistics` complete at the end."""
-    _pieces: Iterator[str]
-    statistics: Statistics
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    _cancelled: bool = False
-
-    def __next__(self) -> str:
-        piece = next(self._pieces)
-        self.text += piece
-        return piece
-
-    def cancel(self) -> None:
-        """Ends the answer before its next token. May be called from another thread."""
-        self._cancelled = True
-
-    def finish(self) -> str:
-        """Runs to the end and returns the whole text."""
-        for _ in self:
-            pass
-        return self.text
 
 
 class Session:
@@ -138,29 +90,62 @@ class Session:
             InputError: an empty prompt, a picture that cannot be used, another number of pictures than of places for
                 them, or a prompt longer than the window; before anything is computed.
         """
-        from edgecomp_runtime import images as pictures
         began = time.perf_counter()
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens}; an answer has at least 1 token")
         sampling = Sampling(temperature, top_p, seed)
+        ids, pixels = self._prepare(prompt, images, raw, 1)
+        needed, room = self._room(ids)
+        statistics = Statistics(self.plan_name, self._backend.name, len(images) * self._manifest.vision.tokens, len(images) * self.plan.visual_tokens,
+                                needed, preprocess_ms=(time.perf_counter() - began) * 1e3)
+        self._running = statistics
+        generation = Generation(statistics)
+        generation.pieces = self._generate(generation, ids, pixels, began, min(max_new_tokens, room), sampling, tuple(stop))
+        return generation
+
+    def score(self, prompt: str | Messages, images: Sequence[Picture], answer: Sequence[int], *, raw: bool = False) -> NDArray[Any]:
+        """The logits [len(answer) + 1, vocabulary] that a given answer meets: row t is what follows its first t ids.
+
+        For ranking choices, perplexity and verification. Raises InputError as `generate` does.
+        """
+        ids, pixels = self._prepare(prompt, images, raw, len(answer))
+        statistics = self._running = Statistics()
+        rows = self._rows(ids, pixels, statistics)
+        length = self._reusable(rows)
+        embeddings = np.concatenate([rows.embeddings[length:], self._embeddings[list(answer)]])
+        positions = np.concatenate([rows.positions[length:], rows.next_position + np.arange(len(answer))])
+        return self._step(embeddings, positions, [*rows.sources[length:], *answer], length, statistics, len(answer) + 1)
+
+    def visual_tokens(self, image: Picture) -> VisualTokens:
+        """A picture's visual tokens [K, D] and the raster places [K] they take, as the decoder gets them."""
+        from edgecomp_runtime import images as pictures
+        return self._see([pictures.preprocess(pictures.load(image), self._manifest.image)])[0]
+
+    def reset(self) -> None:
+        """Forgets the last call: the next one computes everything anew."""
+        self._cached, self._visual = [], {}
+
+    def _prepare(self, prompt: str | Messages, images: Sequence[Picture], raw: bool, answer: int) -> tuple[list[int], list[NDArray[np.float32]]]:
+        """The prompt's ids and the pictures' pixels, once both are known to fit with an answer of so many tokens."""
+        from edgecomp_runtime import images as pictures
         ids = self.text.encode(self._prompt_text(prompt, len(images), raw))
         places = ids.count(self._manifest.text.image_id)
         if places != len(images):
             raise InputError(f"the prompt has {places} places for images and {len(images)} images were given: give one for each "
                              f"{self._manifest.text.image_token}")
-        needed = len(ids) - places + places * self.plan.visual_tokens
-        span = len(ids) - places + places * (self._manifest.vision.tokens if self.plan.position == "keep" else self.plan.visual_tokens)
-        room = min(self._capacity - needed, self._manifest.decoder.context - span)
-        if room < 1:
-            raise InputError(f"the prompt takes {needed} rows ({places * self.plan.visual_tokens} of them visual tokens) and {span} positions; the window "
-                             f"has {self._capacity} rows and {self._manifest.decoder.context} positions: shorten the prompt, or compile with a larger --context")
-        pixels = [pictures.preprocess(pictures.load(image), self._manifest.image) for image in images]
-        statistics = Statistics(self.plan_name, self._backend.name, len(images) * self._manifest.vision.tokens, len(images) * self.plan.visual_tokens,
-                                needed, preprocess_ms=(time.perf_counter() - began) * 1e3)
-        self._running = statistics
-        generation = Generation(iter(()), statistics)
-        generation._pieces = self._generate(generation, ids, pixels, began, min(max_new_tokens, room), sampling, tuple(stop))
-        return generation
+        needed, room = self._room(ids)
+        if room < answer:
+            raise InputError(f"the prompt takes {needed} rows, {places * self.plan.visual_tokens} of them visual tokens, which leaves no room for an "
+                             f"answer in the window of {self._capacity} rows and {self._manifest.decoder.context} positions: shorten it, or compile "
+                             "with a larger --context")
+        return ids, [pictures.preprocess(pictures.load(image), self._manifest.image) for image in images]
+
+    def _room(self, ids: list[int]) -> tuple[int, int]:
+        """Rows that the prompt takes, and tokens that fit behind it. Pruned places count as positions under 'keep'."""
+        images = ids.count(self._manifest.text.image_id)
+        rows = len(ids) - images + images * self.plan.visual_tokens
+        positions = rows if self.plan.position == "compact" else len(ids) - images + images * self._manifest.vision.tokens
+        return rows, min(self._capacity - rows, self._manifest.decoder.context - positions)
 
     def _prompt_text(self, prompt: str | Messages, images: int, raw: bool) -> str:
         if isinstance(prompt, str):
@@ -177,77 +162,73 @@ class Session:
                   sampling: Sampling, stop: tuple[str, ...]) -> Iterator[str]:
         statistics, choose = generation.statistics, sampler(sampling)
         rows = self._rows(ids, pixels, statistics)
-        reused = min(_common(self._cached, rows.sources), len(rows.sources) - 1)
-        statistics.reused_rows = reused
+        reused = statistics.reused_rows = self._reusable(rows)
         at = time.perf_counter()
         logits = self._step(rows.embeddings[reused:], rows.positions[reused:], rows.sources[reused:], reused, statistics)
-        statistics.prefill_ms = (time.perf_counter() - at) * 1e3
-        stream, held, position = self.text.stream(), "", rows.next_position
-        first = 0.0
-        statistics.stopped_by = "length"
+        token = choose(logits[-1])
+        now = time.perf_counter()
+        statistics.prefill_ms, statistics.first_token_ms = (now - at) * 1e3, (now - began) * 1e3
+        stream, stops, position, decoding = self.text.stream(), StopTexts(stop), rows.next_position, 0.0
         while True:
-            token = choose(logits)
             statistics.new_tokens += 1
-            first = first or time.perf_counter()
-            statistics.first_token_ms = (first - began) * 1e3
-            if statistics.new_tokens > 1:
-                statistics.per_token_ms = (time.perf_counter() - first) * 1e3 / (statistics.new_tokens - 1)
-            statistics.peak_memory_bytes, statistics.memory_meter = memory.peak()
             if token in self._manifest.text.end_ids:
                 statistics.stopped_by = "end"
                 break
             generation.token_ids.append(token)
-            ready, held, stopped = _release(held + stream.push(token), stop)
-            if ready:
+            if ready := stops.push(stream.push(token)):
                 yield ready
-            if stopped or generation._cancelled or statistics.new_tokens == most:
-                statistics.stopped_by = "stop" if stopped else "cancel" if generation._cancelled else "length"
-                if stopped:
-                    return
+            if stops.met or generation.cancelled or statistics.new_tokens == most:
+                statistics.stopped_by = "stop" if stops.met else "cancel" if generation.cancelled else "length"
                 break
-            embedding = np.asarray(self._embeddings[token:token + 1])
-            logits = self._step(embedding, np.array([position]), [token], len(self._cached), statistics)
+            at = time.perf_counter()
+            logits = self._step(self._embeddings[token:token + 1], np.array([position]), [token], len(self._cached), statistics)
+            token = choose(logits[-1])
+            decoding += time.perf_counter() - at
+            statistics.per_token_ms = decoding * 1e3 / statistics.new_tokens
             position += 1
-        if rest := _release(held + stream.finish(), stop, last=True)[0]:
+        statistics.peak_memory_bytes, statistics.memory_meter = memory.peak()
+        if not stops.met and (rest := stops.finish(stream.finish())):
             yield rest
 
     def _rows(self, ids: list[int], pixels: list[NDArray[np.float32]], statistics: Statistics) -> Rows:
-        """The prompt's rows; the vision tower runs on the pictures that the last call had not."""
+        """The prompt's rows, visual tokens included."""
         at = time.perf_counter()
-        names = [hashlib.sha256(p).hexdigest() for p in pixels]
-        new = {name: p for name, p in zip(names, pixels) if name not in self._visual}
-        found = {name: self._visual[name] for name in names if name in self._visual}
-        for name, picture in new.items():
-            out = self._vision.run({"pixels": picture[None].astype(self._pixel_type)})
-            kept = out["kept"][0] if "kept" in out else np.arange(self.plan.visual_tokens)
-            found[name] = VisualTokens(name, out["visual_tokens"][0], kept)
-        self._visual = found
-        statistics.vision_ms = (time.perf_counter() - at) * 1e3 if new else 0.0
-        return lay_out(ids, self._manifest.text.image_id, [found[n] for n in names], self._embeddings,
+        images = self._see(pixels)
+        statistics.vision_ms = (time.perf_counter() - at) * 1e3
+        return lay_out(ids, self._manifest.text.image_id, images, self._embeddings,
                        self._manifest.vision.tokens if self.plan.position == "keep" else None)
 
+    def _see(self, pixels: list[NDArray[np.float32]]) -> list[VisualTokens]:
+        """Each picture's visual tokens. The vision tower runs only on those that the last call had not."""
+        found = {}
+        for picture in pixels:
+            name = _name(picture)
+            if name not in found and name not in self._visual:
+                out = self._vision.run({"pixels": picture[None].astype(self._pixel_type)})
+                kept = out["kept"][0] if self.plan.steps else np.arange(self.plan.visual_tokens)
+                self._visual[name] = VisualTokens(name, out["visual_tokens"][0], kept)
+            found[name] = self._visual[name]
+        self._visual = found
+        return [found[_name(picture)] for picture in pixels]
+
+    def _reusable(self, rows: Rows) -> int:
+        """How many rows at the start of the cache are the prompt's own; the last row is computed anew, for its logits."""
+        same = next((n for n, (a, b) in enumerate(zip(self._cached, rows.sources)) if a != b), min(len(self._cached), len(rows.sources)))
+        return min(same, len(rows.sources) - 1)
+
     def _step(self, embeddings: NDArray[Any], positions: NDArray[np.int64], sources: Sequence[object], length: int,
-              statistics: Statistics) -> NDArray[Any]:
-        """Runs new rows behind the first `length` of the cache; returns the last one's logits [vocabulary]."""
+              statistics: Statistics, logit_rows: int = 1) -> NDArray[Any]:
+        """Runs new rows behind the first `length` of the cache; returns the logits [logit_rows, vocabulary] of the last ones."""
         if self._running is not statistics:
             raise InputError("a newer call of this session's generate took over; one session answers one call at a time")
         del self._cached[length:]
         out = self._decoder.run({"embeddings": embeddings[None], "positions": positions[None], "length": np.array([length], np.int64),
-                                 "logit_rows": np.array([len(sources) - 1], np.int64)})
+                                 "logit_rows": np.arange(len(sources) - logit_rows, len(sources))})
         self._cached.extend(sources)
-        logits: NDArray[Any] = out["logits"][0, -1]
+        logits: NDArray[Any] = out["logits"][0]
         return logits
 
 
-def _common(cached: Sequence[object], wanted: Sequence[object]) -> int:
-    """How many rows at the start are the same."""
-    return next((n for n, (a, b) in enumerate(zip(cached, wanted)) if a != b), min(len(cached), len(wanted)))
-
-
-def _release(text: str, stop: tuple[str, ...], last: bool = False) -> tuple[str, str, bool]:
-    """Splits what can be shown from what might be the start of a stop text. Returns (ready, held, stopped)."""
-    ends = [at for s in stop if s and (at := text.find(s)) >= 0]
-    if ends:
-        return text[:min(ends)], "", True
-    held = 0 if last else max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
-    return text[:len(text) - held], text[len(text) - held:], False
+def _name(pixels: NDArray[np.float32]) -> str:
+    """A picture's identity: equal pixels are the same picture."""
+    return hashlib.sha256(pixels.tobytes()).hexdigest()

@@ -159,7 +159,7 @@ def _compile(template: str) -> jinja2.Template:
 
 class _Generation(jinja2.ext.Extension):
     """`{% generation %}` marks an answer for training; here it is only its content."""
-    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
+    tags = {"generation"}
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
@@ -204,4 +204,4 @@ def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
 
 def _reason(error: Exception) -> str:
     lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].rstrip(".") if lines else type(error).__name__

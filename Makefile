@@ -1,0 +1,42 @@
+# Two commands: `make demo` and `make test`. Both make .venv first; PYTHON chooses the interpreter (3.11 to 3.13).
+PYTHON ?= python3
+BIN := .venv/bin
+EDGECOMP := $(BIN)/edgecomp
+OUT := build
+SCENES := examples/scenes
+
+.PHONY: demo test check clean
+
+demo: .venv/ready
+	@mkdir -p $(OUT)
+	$(EDGECOMP) doctor
+	$(EDGECOMP) compile examples/scenes-llava -o $(OUT)/scenes --method dart --method cls --keep 64 --keep 128 --keep 192
+	$(EDGECOMP) inspect $(OUT)/scenes
+	$(EDGECOMP) run $(OUT)/scenes --plan cls-64 --stats --image $(SCENES)/images/scene-03.jpg \
+		--prompt "what number is written?" --prompt "what color is the star?"
+	$(EDGECOMP) eval $(OUT)/scenes --plan full --data $(SCENES)/questions.jsonl
+	$(EDGECOMP) profile $(OUT)/scenes --data $(SCENES)/questions.jsonl --images 16 -o $(OUT)/report.html
+	@echo "Open the report: $(OUT)/report.html"
+
+test: .venv/ready-dev check
+	$(BIN)/python -m pytest
+
+check: .venv/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/ready: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[export,cpu]"
+	@touch $@
+
+.venv/ready-dev: pyproject.toml constraints.txt .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[export,cpu,dev]"
+	@touch $@
+
+clean:
+	rm -rf $(OUT) .venv

@@ -1,0 +1,4 @@
+"""`python -m edgecomp`."""
+from edgecomp.cli import main
+
+main()

@@ -1,0 +1,36 @@
+"""`edgecomp inspect`: what is in a bundle."""
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from edgecomp.commands.options import BUNDLE, JSON, columns, print_json
+
+
+@click.command("inspect")
+@BUNDLE
+@click.option("--verify-hashes", is_flag=True, help="Hash the weight files again, even where they were seen unchanged.")
+@JSON
+def command(bundle: Path, verify_hashes: bool, as_json: bool) -> None:
+    """Show a bundle's source, plans, cache and files."""
+    from edgecomp.footprint import cache_bytes, weight_bytes
+    from edgecomp_runtime import Bundle
+    opened = Bundle.open(bundle, verify_hashes=verify_hashes)
+    manifest = opened.manifest
+    if as_json:
+        print_json(dataclasses.asdict(manifest))
+        return
+    vision, decoder = manifest.vision, manifest.decoder
+    high, wide = manifest.image.size
+    click.echo(f"{bundle}: {manifest.source.model} ({manifest.source.family}), {manifest.precision}, made by {manifest.made_by}\n"
+               f"vision   {vision.grid[0]}x{vision.grid[1]} = {vision.tokens} visual tokens a picture of {high}x{wide}, {vision.layers} layers\n"
+               f"decoder  {decoder.layers} layers, {decoder.heads} heads ({decoder.key_value_heads} of keys and values), width {decoder.hidden}, "
+               f"window {decoder.context}\n"
+               f"weights  {weight_bytes(manifest) / 2**20:.1f} MiB, shared by all plans\n")
+    rows = [("plan", "visual tokens", "cache rows", "cache MiB", "position", "runs on")]
+    for name, plan in manifest.plans.items():
+        rows.append((name + (" *" if name == manifest.default_plan else ""), str(plan.visual_tokens), str(plan.cache_rows[0]),
+                     f"{cache_bytes(manifest, plan) / 2**20:.1f}", plan.position, ",".join(v for v in plan.variants if v != "neutral") or "-"))
+    click.echo(columns(rows, right=lambda column: 0 < column < 4) + "\n\n* the default")

@@ -1,0 +1,49 @@
+"""`edgecomp profile`: measure a bundle on this machine."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from edgecomp.commands.options import BUNDLE, JSON, THREADS, columns, print_json, say
+
+
+@click.command("profile")
+@BUNDLE
+@click.option("-o", "--output", "out", type=click.Path(path_type=Path), help="Write the HTML report here.")
+@click.option("--plan", "plans", multiple=True, help="Only this budget. May be repeated. [default: all]")
+@click.option("--data", type=click.Path(path_type=Path), help="Questions for the accuracy: a JSONL as `eval` takes it.")
+@click.option("--images", type=click.IntRange(min=1), help="Only the questions about the first so many pictures.")
+@click.option("--image", type=click.Path(), help="The picture for the latency. [default: the first of --data]")
+@click.option("--prompt", default="Describe the image.", show_default=True, help="The question for the latency.")
+@click.option("--repeats", type=click.IntRange(min=1), default=7, show_default=True, help="Of the latency, after one to warm up.")
+@THREADS
+@JSON
+def command(bundle: Path, out: Path | None, plans: tuple[str, ...], data: Path | None, images: int | None, image: str | None, prompt: str, repeats: int,
+            threads: int | None, as_json: bool) -> None:
+    """Measure latency, peak memory and accuracy of BUNDLE's plans on this machine, beside random and pooled tokens.
+
+    Every plan runs in a process of its own. All figures are measured.
+    """
+    from edgecomp.profiling import profile
+    if images is not None and data is None:
+        raise click.UsageError("--images limits the questions of --data, and there is no --data")
+    if out is not None and not out.parent.is_dir():
+        raise click.UsageError(f"{out.parent} is not a folder")
+    result = profile(bundle, plans, image=image, prompt=prompt, data=data, images=images, repeats=repeats, threads=threads,
+                     command=" ".join(["edgecomp", *sys.argv[1:]]), say=say)
+    if out is not None:
+        from edgecomp.report.page import render
+        out.write_text(render(result), encoding="utf-8")
+        say(f"the report is {out}")
+    if as_json:
+        print_json(result)
+        return
+    rows = [("plan", "correct %", "vision ms", "prefill ms", "first token ms", "ms a token", "cache MiB", "peak MiB")]
+    for plan in result["plans"]:
+        took, memory = plan["latency"], plan["memory"]
+        correct = f"{plan['accuracy']['all']:.1f}" if plan["accuracy"] else "-"
+        rows.append((plan["name"], correct, *(f"{took[k]['median']:.2f}" for k in ("vision_ms", "prefill_ms", "first_token_ms", "per_token_ms")),
+                     f"{memory['cache_bytes'] / 2**20:.1f}", f"{memory['peak_bytes'] / 2**20:.0f}"))
+    click.echo(columns(rows))

@@ -1,0 +1,25 @@
+"""Checkpoint to runnable bundle in one go: export, compress, lower."""
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from edgecomp.compress import Recipe, compress
+
+EXPORTER = "edgecomp_export.export"  # a name only: the compiler does not depend on torch
+
+
+def compile_model(model: str, out: Path, recipes: Sequence[Recipe], *, precision: str = "fp32", context: int | None = None,
+                  say: Callable[[str], None] = lambda line: None) -> list[str]:
+    """Exports a checkpoint and adds a plan for each recipe. See `edgecomp_export.export.export` and `compress`.
+
+    Returns:
+        The names of the plans made.
+    """
+    export = importlib.import_module(EXPORTER).export
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.export.", dir=out.parent) as folder:  # on one disk with `out`, for hard links
+        neutral = export(model, Path(folder) / "neutral", precision=precision, context=context, say=say)
+        return compress(neutral, out, recipes, say=say)

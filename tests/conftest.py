@@ -1,0 +1,49 @@
+"""What many tests need: the demonstration checkpoint, its bundle compiled once a run, its pictures, and tolerances."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+METHODS = ("random", "stride", "pool", "cls", "dart")
+BUDGETS = (64, 128, 192, 576)
+
+# absolute differences, measured on the demonstration model with a margin of about three
+TOLERANCE = {
+    "fp32 logits": 1e-4,
+    "fp16 logits": 1e-1,
+    "fp32 features": 1e-4,
+    "pixels": 1e-5,
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stamps of seen weight files go to a folder of the test run, never to the user's."""
+    monkeypatch.setenv("EDGECOMP_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Path:
+    """The demonstration model in the Hugging Face layout."""
+    return ROOT / "examples" / "scenes-llava"
+
+
+@pytest.fixture(scope="session")
+def scenes() -> Path:
+    """The folder of the evaluation set: images/ and questions.jsonl."""
+    return ROOT / "examples" / "scenes"
+
+
+@pytest.fixture(scope="session")
+def demo(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demonstration model compiled with every method at every budget. Tests do not change it."""
+    from edgecomp import methods
+    from edgecomp.compile import compile_model
+    from edgecomp.compress import Recipe
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    out = tmp_path_factory.mktemp("demo") / "bundle"
+    compile_model(str(checkpoint), out, [Recipe(methods.make(m), str(k)) for m in METHODS for k in BUDGETS])
+    return out
