@@ -62,7 +62,8 @@ def _grouped_query(model: ir.Model, node: ir.Node, lengths: _CacheLengths) -> No
     query, key, value, past_key, past_value = inputs(node)[:5]
     layer, heads, kv_heads = node.attributes["layer"].as_int(), dims(query)[1], dims(key)[1]
     flat = [_rows_by_hidden(model, node, v) for v in (query, key, value)]
-    attributes = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": node.attributes["scale"].as_float()}
+    attributes = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": node.attributes["scale"].as_float(),
+                  "softcap": node.attributes["softcap"].as_float(), "local_window_size": node.attributes["window"].as_int() or -1}
     out, new_key, new_value = insert(model, node, "GroupQueryAttention", [*flat, past_key, past_value, *lengths.of(node)], attributes, MICROSOFT, 3)
     for kind, present, past in (("key", new_key, past_key), ("value", new_value, past_value)):
         present.name, present.type, present.shape = f"cache_{kind}_out.{layer}", past.type, past.shape

@@ -15,7 +15,7 @@ from edgecomp.evaluate import normal
 Plan = dict[str, Any]  # one entry of result["plans"]
 Facts = dict[str, Any]  # what one part of the template reads
 
-DASH = "–"
+DASH = "\u2013"
 SLACK = 2.0  # points below the full model that the verdict accepts
 TIE = 1e-9  # points: less is the rounding of a mean, not a difference
 BASELINES = ("random", "pool")  # what every method has to beat at its budget
@@ -29,20 +29,14 @@ SIZES = {"wide": (880, 430), "narrow": (400, 380)}  # the page shows one of them
 class Mark:
     """The plans that differ only in their seed, at one budget: one row of a table, one mark of the chart."""
     line: str
+    method: str
     budget: int
+    keep: int
     plans: tuple[Plan, ...]
 
     @property
     def name(self) -> str:
         return str(self.plans[0]["name"]) if len(self.plans) == 1 else f"{self.line}-{self.budget}"
-
-    @property
-    def method(self) -> str:
-        return str(self.plans[0]["method"])
-
-    @property
-    def keep(self) -> int:
-        return int(self.plans[0]["keep"])
 
     def values(self, *path: str) -> list[float]:
         return [value for plan in self.plans if (value := find(plan, *path)) is not None]
@@ -66,21 +60,17 @@ def find(plan: Plan, *path: str) -> Any:
 
 def number(value: float | None, digits: int = 3) -> str:
     """About `digits` significant digits, never an exponent; a dash for None."""
-    if value is None:
-        return DASH
     places = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
-    return f"{value:.{max(0, min(places, 6))}f}"
+    return DASH if value is None else f"{value:.{max(0, min(places, 6))}f}"
 
 
 def ms(value: float | None) -> str:
-    return f"{number(value / 1000)} s" if value is not None and value >= 10_000 else DASH if value is None else f"{number(value)} ms"
+    return DASH if value is None else f"{number(value)} ms" if value < 10_000 else f"{number(value / 1000)} s"
 
 
 def size(value: float | None) -> str:
-    if value is None:
-        return DASH
-    unit, scale = next(((u, s) for u, s in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)) if value >= s), ("bytes", 1))
-    return f"{number(value / scale)} {unit}"
+    unit, scale = next(((u, s) for u, s in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)) if (value or 0) >= s), ("bytes", 1))
+    return DASH if value is None else f"{number(value / scale)} {unit}"
 
 
 def points(value: float | None) -> str:
@@ -88,7 +78,7 @@ def points(value: float | None) -> str:
 
 
 def span(ends: Sequence[float] | None, form: Callable[[float], str] = number) -> str:
-    return f"{form(min(ends))}–{form(max(ends))}" if ends else ""
+    return f"{form(min(ends))}{DASH}{form(max(ends))}" if ends else ""
 
 
 def budget(plan: Plan) -> int:
@@ -125,24 +115,26 @@ def pareto(places: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def group(plans: Sequence[Plan]) -> list[Mark]:
-    """Plans -> marks, in order of first appearance. Variants of one method at other parameters or sites are lines of their own."""
+    """Plans -> marks, the full model first, then by budget. Variants of one method at other parameters or sites are lines of their own."""
     def variant(plan: Plan) -> str:
-        return ", ".join([f"{k} {v}" for k, v in (plan.get("parameters") or {}).items() if k != "seed"] + [plan[k] for k in ("site", "position") if plan.get(k)])
+        settings = [f"{key} {value}" for key, value in (plan.get("parameters") or {}).items() if key != "seed"]
+        return ", ".join(settings + [plan[key] for key in ("site", "position") if plan.get(key)])
     variants: dict[str, set[str]] = {}
     for plan in plans:
         variants.setdefault(plan["method"], set()).add(variant(plan))
-    marks: dict[tuple[str, int, int], list[Plan]] = {}
+    marks: dict[tuple[str, str, int, int], list[Plan]] = {}
     for plan in plans:
         method = plan["method"]
         line = "full" if method == "none" else method if len(variants[method]) == 1 else f"{method} ({variant(plan)})"
-        marks.setdefault((line, budget(plan), plan["keep"]), []).append(plan)
-    return [Mark(line, at, tuple(found)) for (line, at, _), found in marks.items()]
+        marks.setdefault((line, method, budget(plan), plan["keep"]), []).append(plan)
+    return sorted((Mark(*key, tuple(found)) for key, found in marks.items()), key=lambda mark: (mark.method != "none", mark.budget))
 
 
 def styles(marks: Sequence[Mark]) -> dict[str, tuple[str, str]]:
     """Line -> CSS class of its colour, id of its shape; `full` and `random` look the same in every report."""
     others = dict.fromkeys(mark.line for mark in marks if mark.line not in ("full", "random"))
-    return {"full": ("k-full", "s-full"), "random": ("k-random", "s-random"), **{line: (f"k{i % COLOURS}", f"s{i % SHAPES}") for i, line in enumerate(others)}}
+    fixed = {line: (f"k-{line}", f"s-{line}") for line in ("full", "random")}
+    return fixed | {line: (f"k{i % COLOURS}", f"s{i % SHAPES}") for i, line in enumerate(others)}
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -173,13 +165,14 @@ def chart(marks: Sequence[Mark], axis: str, width: int, height: int) -> Facts | 
         return round(bottom - (value - up[0]) / (up[-1] - up[0]) * (bottom - top), 1)
 
     look, front = styles(marks), pareto([(x, y) for _, x, y in shown])
-    drawn: list[Facts] = [{"mark": m, "x": at_x(x), "y": at_y(y), "times": (at_x(low), at_x(high)), "rates": (at_y(max(rate)), at_y(min(rate))), "look": look[m.line]}
-                          for (m, x, y), low, high, rate in zip(shown, lefts, rights, rates)]
+    drawn: list[Facts] = [
+        {"mark": m, "x": at_x(x), "y": at_y(y), "times": (at_x(low), at_x(high)), "rates": (at_y(max(rate)), at_y(min(rate))), "look": look[m.line]}
+        for (m, x, y), low, high, rate in zip(shown, lefts, rights, rates)]
     label(drawn, right)
     lines = {m.line: [(d["x"], d["y"]) for d in sorted(drawn, key=lambda d: d["mark"].keep) if d["mark"].line == m.line] for m, _, _ in shown}
     stairs = "".join(f"H{drawn[i]['x']}V{drawn[i]['y']}" for i in front)
-    return {"width": width, "height": height, "left": left, "right": right, "top": top, "bottom": bottom, "axis": axis, "marks": drawn, "lines": lines,
-            "across": [(at_x(t), f"{t:g}") for t in across], "up": [(at_y(t), f"{t:g}") for t in up],
+    return {"width": width, "height": height, "left": left, "right": right, "top": top, "bottom": bottom, "axis": axis,
+            "marks": drawn, "lines": lines, "across": [(at_x(t), f"{t:g}") for t in across], "up": [(at_y(t), f"{t:g}") for t in up],
             "front": f"M{drawn[front[0]]['x']},{bottom}{stairs}H{right}", "best": [drawn[i]["mark"].name for i in front]}
 
 
@@ -188,7 +181,7 @@ def label(drawn: Sequence[Facts], right: float) -> None:
     taken = [(d["x"] - 5, d["y"] - 5, d["x"] + 5, d["y"] + 5) for d in drawn]
     for d in drawn:
         wide = 7 * len(str(d["mark"].keep))
-        for dx, dy in ((9, 4), (-9 - wide, 4), (-wide / 2, -9), (-wide / 2, 18), (8, -5), (-8 - wide, -5), (8, 14), (-8 - wide, 14)):
+        for dx, dy in ((7, 14), (-7 - wide, -5), (7, -5), (-7 - wide, 14), (-wide / 2, -9), (-wide / 2, 19)):
             box = (d["x"] + dx, d["y"] + dy - 9, d["x"] + dx + wide, d["y"] + dy)
             if box[2] < right and all(box[2] <= t[0] or t[2] <= box[0] or box[3] <= t[1] or t[3] <= box[1] for t in taken):
                 taken.append(box)
@@ -251,4 +244,5 @@ def render(result: dict[str, Any]) -> str:
         charts={axis: {name: chart(marks, axis, *sides) for name, sides in SIZES.items()} for axis in AXES},
         worse=losers(plans), missing={at: [name for name in BASELINES if name not in baselines(plans, at)] for at in columns},
         tasks=sorted({task for plan in plans for task in find(plan, "accuracy", "by_task") or {}}),
-        verdict=verdict(marks), phases=PHASES, axes=AXES, slack=SLACK, find=find, normal=normal, cells=cells, baselines=baselines, budget=budget)
+        verdict=verdict(marks), phases=PHASES, axes=AXES, slack=SLACK,
+        find=find, normal=normal, cells=cells, baselines=baselines, budget=budget, points=points)

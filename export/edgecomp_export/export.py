@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -54,7 +55,7 @@ def export(model: str, out: Path, *, precision: str = "fp32", context: int | Non
             weights.move_weights(traced)
             graphs[name] = describe(traced, f"graphs/{name}.onnx")
             save(traced, partial / graphs[name].file)
-        embeddings = loaded.get_input_embeddings().weight.detach().numpy()
+        embeddings = embedding_table(loaded)
         table = weights.add("embeddings", embeddings)
         weights.close()
         names = copy_text(folder, partial)
@@ -108,6 +109,14 @@ def trace_decoder(family: Family) -> ir.Model:
 def parameter_names(model: torch.nn.Module) -> dict[str, str]:
     """Names below our wrappers' `model` attribute -> Hugging Face names."""
     return {f"model.{name}": name for name, _ in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]}
+
+
+def embedding_table(model: Any) -> np.ndarray[Any, Any]:
+    """The token embeddings [V, D] as the model's own module gives them: some families scale them there."""
+    module = model.get_input_embeddings()
+    with torch.no_grad():
+        table: np.ndarray[Any, Any] = module(torch.arange(module.weight.shape[0])).numpy()
+    return table
 
 
 def copy_text(folder: Path, partial: Path) -> dict[str, str]:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
+from edgecomp_runtime.errors import EdgecompError
+
 ATTENTION = "edgecomp"
 
 
@@ -63,14 +65,20 @@ def decoding(cache: NewRows) -> Iterator[NewRows]:
 
 
 def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any,
-               scaling: float, **_: Any) -> tuple[torch.Tensor, None]:
-    """HF's attention interface: query [B, H, S, D], key and value [B, Hkv, S, D] -> [B, S, H, D]."""
+               scaling: float, sliding_window: int | None = None, softcap: float | None = None, s_aux: torch.Tensor | None = None,
+               **_: Any) -> tuple[torch.Tensor, None]:
+    """HF's attention interface: query [B, H, S, D], key and value [B, Hkv, S, D] -> [B, S, H, D].
+
+    The window counts cache rows, as HF's masks do: a row sees itself and the `sliding_window - 1` rows before it.
+    """
+    if s_aux is not None:
+        raise EdgecompError("this model's attention has learned sinks, which edgecomp does not export yet")
     inputs: tuple[torch.Tensor, ...] = (query, key, value)
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # vision towers get theirs in `number_attention`
     if _cache is not None:
         inputs += (*_cache.past[2 * layer: 2 * layer + 2], _cache.length)
-    out = torch.onnx.ops.symbolic("edgecomp::Attention", inputs, attrs={"causal": int(_cache is not None), "layer": layer, "scale": float(scaling)},
-                                  dtype=query.dtype, shape=query.shape, version=1)
+    attributes = {"causal": int(_cache is not None), "layer": layer, "scale": float(scaling), "window": sliding_window or 0, "softcap": float(softcap or 0)}
+    out = torch.onnx.ops.symbolic("edgecomp::Attention", inputs, attrs=attributes, dtype=query.dtype, shape=query.shape, version=1)
     return out.transpose(1, 2).contiguous(), None
 
 

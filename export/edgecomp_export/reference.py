@@ -19,7 +19,10 @@ class Reference:
         from transformers import AutoImageProcessor, AutoTokenizer
         folder: Path = checkpoint.find(model)
         self.model: Any = checkpoint.load(folder, "fp32")
-        self.model.set_attn_implementation(attention)
+        try:
+            self.model.set_attn_implementation(attention)
+        except ValueError:  # some text models have no sdpa
+            self.model.set_attn_implementation("eager")
         # taken separately: composite processors fail without torchvision where they hold a video processor
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.image_processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]

@@ -99,15 +99,15 @@ def test_ids_are_those_of_transformers(text: Text, processor: Any, name: str) ->
 TEMPLATES = {
     "blocks are trimmed": "{% for m in messages %}\n    {% if true %}\n  {{ m.role }}\n    {% endif %}\n{% endfor %}\nend\n",
     "loop controls": "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
-    "json as it is": "{{ messages | tojson }}|{{ messages | tojson(indent=2) }}|{{ {'b': '<&>é', 'a': 1} | tojson(sort_keys=true) }}",
+    "json as it is": "{{ messages | tojson }}|{{ messages | tojson(indent=2) }}|{{ {'b': '<&>é', 'a': 1} | tojson(sort_keys=1)}}",
     "special tokens": "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ unk_token }}",
     "generation prompt": "{% if add_generation_prompt %}ASSISTANT:{% endif %}",
     "generation blocks": "{% set a = 1 %}{% generation %}{{ messages[0].content }}{% set a = 2 %}{% endgeneration %}{{ a }}",
     "no tools, no documents": "{% if tools is not none %}tools{% endif %}{% if documents is not none %}documents{% endif %}-",
-    "namespaces": "{% set n = namespace(x=1, self=2) %}{% for m in messages %}{% set n.x = n.x + 1 %}{% endfor %}{{ n.x }}{{ n.self }}",
+    "namespaces": "{% set n = namespace(x=1, self=2) %}{% for m in messages %}{% set n.x = n.x + n.self %}{% endfor %}{{ n.x }}",
     "dicts": "{{ dict(a=1, b='<') | tojson }}",
     "undefined names": "[{{ nobody }}]{% if nobody is defined %}x{% endif %}",
-    "macros and slices": "{% macro q(m) %}<{{ m.role | upper }}>{% endmacro %}{% for m in messages[::-1] %}{{ q(m) }}{% endfor %}",
+    "macros and slices": "{% macro q(m) %}{{ m.role | upper }}{% endmacro %}{% for m in messages[::-1] %}{{ q(m) }}{% endfor %}",
 }
 
 
@@ -136,7 +136,7 @@ def test_objects_among_the_messages_stay_out_of_reach(tmp_path: Path) -> None:
 def test_the_callers_messages_are_not_changed() -> None:
     messages = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
     before = json.dumps(messages)
-    with pytest.raises(BundleError, match="immutable|unsafe|not safely callable"):
+    with pytest.raises(BundleError, match="'append' of 'list' object is unsafe"):
         with_template("{{ messages[0].content.append(1) }}").render(messages)
     assert json.dumps(messages) == before
 
@@ -151,14 +151,13 @@ def test_the_callers_messages_are_not_changed() -> None:
     "{{ messages.__class__.__base__.__subclasses__() }}",
     "{{ self._TemplateReference__context.environment.globals }}",
     "{{ '{0.__class__.__mro__}'.format('') }}",
-    "{{ ['{0.__class__.__mro__}'] | map('format', '') | list | first | attr('__class__') | attr('x') }}",
+    "{{ ('' | attr('__class__')).mro() }}",
     "{{ namespace(__class__=1) }}",
     "{% set n = namespace() %}{% set n.__html__ = messages.copy %}{{ n }}",
 ])
 def test_a_template_that_reaches_for_internals_is_refused(template: str) -> None:
-    with pytest.raises(BundleError) as caught:
+    with pytest.raises(BundleError, match=r"the chat template fails .*(is unsafe|is no name for a namespace)") as caught:
         with_template(template).render([])
-    assert str(caught.value).startswith("the chat template")
     assert "\n" not in str(caught.value)
 
 
@@ -305,10 +304,9 @@ def test_a_stream_of_any_ids_gives_what_transformers_decodes(text: Text, tokeniz
     assert "".join(pieces) + rest == tokenizer.decode(ids, skip_special_tokens=True)
 
 
-@given(SCRIPTS, st.data())
-def test_a_stream_cut_short_gives_what_transformers_decodes(text: Text, tokenizer: Any, written: str, data: st.DataObject) -> None:
-    ids = text.encode(written)
-    ids = ids[:data.draw(st.integers(0, len(ids)))]
+@given(SCRIPTS, st.integers(0, 60))
+def test_a_stream_cut_short_gives_what_transformers_decodes(text: Text, tokenizer: Any, written: str, cut: int) -> None:
+    ids = text.encode(written)[:cut]
     pieces, rest = streamed(text, ids)
     assert "".join(pieces) + rest == tokenizer.decode(ids, skip_special_tokens=True)
 
