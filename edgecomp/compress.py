@@ -37,7 +37,7 @@ def tokens_of(keep: str, tokens: int) -> int:
         count = max(1, math.floor(number + 0.5)) if text.endswith("%") and number > 0 else int(number)
     except (ValueError, OverflowError):
         raise BudgetError(f"a budget of {keep!r} is neither a count such as 64 nor a part such as 25%") from None
-    if not 1 <= count <= tokens:
+    if not 1 <= count <= tokens or number > tokens:
         raise BudgetError(f"a budget of {keep} is outside what this model has: choose 1 to {tokens} visual tokens, or a part up to 100%")
     return count
 

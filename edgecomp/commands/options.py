@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ def print_json(data: Any) -> None:
 
 def progress(label: str, length: int) -> Any:
     """A progress bar on stderr, or on no terminal one line at the start."""
-    return click.progressbar(length=length, label=label, file=click.get_text_stream("stderr"))
+    return click.progressbar(length=length, label=label, file=sys.stderr)
 
 
 def recipes(methods: tuple[str, ...], keeps: tuple[str, ...], position: str) -> list[Recipe]:

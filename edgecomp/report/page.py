@@ -138,13 +138,12 @@ def styles(marks: Sequence[Mark]) -> dict[str, tuple[str, str]]:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers from at or below `low` to at or above `high`, in steps of 1, 2, 2.5 or 5 times a power of ten."""
-    width = (high - low) or abs(high) / 10 or 1.0
+    """Of numbers >= 0: round ones from at or below `low` to at or above `high`, in steps of 1, 2, 2.5 or 5 times a power of ten."""
+    width = max(high - low, high / 20, 1e-3)
     power = 10.0 ** math.floor(math.log10(width / about))
     step = next(s * power for s in (1, 2, 2.5, 5, 10, 20) if s * power * about >= width)
     first, last = math.floor(low / step + TIE), math.ceil(high / step - TIE)
-    first = first if last > first else last - 1
-    return [i * step for i in range(first, last + 1)]
+    return [i * step for i in range(min(first, last - 1), last + 1)]
 
 
 def chart(marks: Sequence[Mark], axis: str, width: int, height: int) -> Facts | None:
@@ -154,7 +153,7 @@ def chart(marks: Sequence[Mark], axis: str, width: int, height: int) -> Facts | 
         return None
     lefts, rights = zip(*[m.ends(axis) or (x, x) for m, x, _ in shown])
     rates = [m.values("accuracy", "all") for m, _, _ in shown]
-    across = ticks(0 if min(lefts) < 0.25 * max(rights) else min(lefts), max(rights), 6 if width > 500 else 4)
+    across = ticks(0 if min(lefts) < 0.25 * max(rights) else min(lefts), max(rights))
     up = ticks(min(map(min, rates)), max(map(max, rates)))
     left, right, top, bottom = 44, width - 12, 12, height - 44
 
@@ -166,7 +165,8 @@ def chart(marks: Sequence[Mark], axis: str, width: int, height: int) -> Facts | 
 
     look, front = styles(marks), pareto([(x, y) for _, x, y in shown])
     drawn: list[Facts] = [
-        {"mark": m, "x": at_x(x), "y": at_y(y), "times": (at_x(low), at_x(high)), "rates": (at_y(max(rate)), at_y(min(rate))), "look": look[m.line]}
+        {"mark": m, "x": at_x(x), "y": at_y(y), "times": (at_x(low), at_x(high)), "rates": (at_y(max(rate)), at_y(min(rate))), "look": look[m.line],
+         "label": None}
         for (m, x, y), low, high, rate in zip(shown, lefts, rights, rates)]
     label(drawn, right)
     lines = {m.line: [(d["x"], d["y"]) for d in sorted(drawn, key=lambda d: d["mark"].keep) if d["mark"].line == m.line] for m, _, _ in shown}
@@ -229,6 +229,11 @@ def cells(kept: Sequence[int], grid: Sequence[int], pooled: bool) -> list[tuple[
     return [(i % columns, i // columns, 1, 1) for i in kept]
 
 
+PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
+                           trim_blocks=True, lstrip_blocks=True)
+PAGES.filters.update(ms=ms, size=size, points=points, number=number, span=span)
+
+
 def render(result: dict[str, Any]) -> str:
     """The page of what `edgecomp profile` measured: one HTML text that loads nothing.
 
@@ -236,10 +241,7 @@ def render(result: dict[str, Any]) -> str:
     """
     plans, marks = result["plans"], group(result["plans"])
     columns = sorted({mark.budget for mark in marks if mark.method != "none"})
-    page = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
-    page.filters.update(ms=ms, size=size, points=points, number=number, span=span)
-    return page.get_template("template.html").render(
+    return PAGES.get_template("template.html").render(
         result=result, plans=plans, marks=marks, looks=styles(marks), columns=columns, rows=accuracy_rows(plans, marks, columns),
         charts={axis: {name: chart(marks, axis, *sides) for name, sides in SIZES.items()} for axis in AXES},
         worse=losers(plans), missing={at: [name for name in BASELINES if name not in baselines(plans, at)] for at in columns},

@@ -35,7 +35,7 @@ def find(model: str) -> Path:
             folder = Path(snapshot_download(model, allow_patterns=WANTED))
         except Exception as error:  # the hub client raises a dozen kinds; each is shown in one line
             raise CheckpointError(f"{model} could not be fetched from the Hugging Face hub "
-                                  f"({type(error).__name__}: {str(error).splitlines()[0]}); give a local folder instead") from None
+                                  f"({type(error).__name__}: {_first_line(error)}); give a local folder instead") from None
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{model} is not a Hugging Face checkpoint: it has no config.json")
     if not list(folder.glob("*.safetensors")):
@@ -63,7 +63,7 @@ def load(folder: Path, precision: str) -> Any:
         model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=DTYPES[precision], local_files_only=True)
         return model.eval()
     except Exception as error:
-        raise CheckpointError(f"transformers cannot load {folder} ({type(error).__name__}: {str(error).splitlines()[0][:200]})") from None
+        raise CheckpointError(f"transformers cannot load {folder} ({type(error).__name__}: {_first_line(error)})") from None
 
 
 def fingerprint(folder: Path) -> str:
@@ -95,10 +95,20 @@ def image_info(settings: dict[str, Any], side: tuple[int, int]) -> ImageInfo:
                      tuple(settings["image_mean"]), tuple(settings["image_std"]))
 
 
-def text_info(folder: Path, config: Any, names: dict[str, str]) -> TextInfo:
-    """Tokenizer facts. `names` maps 'tokenizer' and 'chat_template' to where the bundle keeps them."""
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer as transformers makes it. Raises CheckpointError where it has no fast form, which the runtime needs."""
     from transformers import AutoTokenizer
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(f"transformers cannot load the tokenizer of {folder} ({type(error).__name__}: {_first_line(error)})") from None
+    if not getattr(tokenizer, "is_fast", False):
+        raise CheckpointError(f"{folder} has no fast tokenizer; save it with transformers' fast tokenizer first")
+    return tokenizer
+
+
+def text_info(folder: Path, tokenizer: Any, config: Any, names: dict[str, str]) -> TextInfo:
+    """Tokenizer facts. `names` maps 'tokenizer' and 'chat_template' to where the bundle keeps them."""
     image_id = int(getattr(config, "image_token_index", None) or config.image_token_id)
     ends = read_json(folder, "generation_config.json").get("eos_token_id", config.get_text_config().eos_token_id)
     special = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
@@ -113,3 +123,7 @@ def chat_template(folder: Path) -> str | None:
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     found = read_json(folder, "chat_template.json").get("chat_template") or read_json(folder, "tokenizer_config.json").get("chat_template")
     return found if isinstance(found, str) else None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "no reason given")[:200]

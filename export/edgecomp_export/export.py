@@ -1,7 +1,6 @@
 """Checkpoint in, neutral bundle out: vision and decoder graphs, weights once, tokenizer, and the manifest about them."""
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ def export(model: str, out: Path, *, precision: str = "fp32", context: int | Non
     folder = checkpoint.find(model)
     family_type = family_of(str(checkpoint.read_json(folder, "config.json").get("model_type")))
     settings = checkpoint.processor_settings(folder)
+    tokenizer = checkpoint.load_tokenizer(folder)
     say(f"loading {folder.name} in {precision}")
     loaded = checkpoint.load(folder, precision)
     loaded.set_attn_implementation(ATTENTION)
@@ -58,11 +58,11 @@ def export(model: str, out: Path, *, precision: str = "fp32", context: int | Non
         embeddings = embedding_table(loaded)
         table = weights.add("embeddings", embeddings)
         weights.close()
-        names = copy_text(folder, partial)
+        names = copy_text(folder, tokenizer, partial)
         full = PlanInfo((), "keep", vision.tokens, (decoder.context,) * decoder.layers,
                         {"neutral": {"vision": graphs["vision"], "prefill": graphs["decoder"], "decode": graphs["decoder"]}})
         finish(Manifest(SCHEMA, f"edgecomp {__version__}", SourceInfo(model, loaded.config.model_type, checkpoint.fingerprint(folder)), precision,
-                        image, vision, checkpoint.text_info(folder, loaded.config, names),
+                        image, vision, checkpoint.text_info(folder, tokenizer, loaded.config, names),
                         TableInfo(WEIGHTS, table.offset or 0, (embeddings.shape[0], embeddings.shape[1]), embeddings.dtype.name),
                         decoder, "full", {"full": full}, {}))
     return out
@@ -119,12 +119,10 @@ def embedding_table(model: Any) -> np.ndarray[Any, Any]:
     return table
 
 
-def copy_text(folder: Path, partial: Path) -> dict[str, str]:
-    """Copies the tokenizer and chat template into the bundle. Returns where they are."""
-    if not (folder / "tokenizer.json").is_file():
-        raise checkpoint.CheckpointError(f"{folder} has no tokenizer.json; save it with transformers' fast tokenizer first")
+def copy_text(folder: Path, tokenizer: Any, partial: Path) -> dict[str, str]:
+    """Puts the tokenizer, as transformers completed it at loading, and the chat template into the bundle. Returns where."""
     (partial / "text").mkdir()
-    shutil.copyfile(folder / "tokenizer.json", partial / "text/tokenizer.json")
+    tokenizer.backend_tokenizer.save(str(partial / "text/tokenizer.json"))
     names = {"tokenizer": "text/tokenizer.json"}
     if template := checkpoint.chat_template(folder):
         (partial / "text/chat_template.jinja").write_text(template, encoding="utf-8")

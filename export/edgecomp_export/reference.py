@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,14 @@ class Reference:
         prompt = torch.tensor([ids])
         out = self.model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), pixel_values=pixels, max_new_tokens=most, do_sample=False)
         return [int(i) for i in out[0, len(ids):]]
+
+    @torch.no_grad()
+    def greedy(self, ids: list[int], visual: torch.Tensor, positions: Callable[[int], NDArray[np.int64]], ends: Sequence[int], most: int) -> list[int]:
+        """Greedy ids with given visual tokens, end token included; `positions(n)` are those of the prompt and n more rows."""
+        answer: list[int] = []
+        while len(answer) < most and not (answer and answer[-1] in ends):
+            answer.append(int(self.logits(ids, visual, positions(len(answer)), answer)[-1].argmax()))
+        return answer
 
     @torch.no_grad()
     def logits(self, ids: list[int], visual: torch.Tensor, positions: NDArray[np.int64], answer: list[int]) -> NDArray[np.float32]:

@@ -30,32 +30,38 @@ class Comparison:
         return self.reference == self.bundle
 
 
-def compare(session: Session, reference: Reference, image: Any, question: str, most: int = 64) -> Comparison:
+def compare(session: Session, reference: Reference, image: Any, question: str, features: torch.Tensor, most: int = 160) -> Comparison:
     """Asks both. The unpruned plan meets HF's own preprocessing and `generate`; a compressed one the HF model with the
-    graph's kept tokens and positions imposed on HF's own features, greedy step by step."""
+    graph's kept tokens and positions imposed on HF's own features.
+
+    Args:
+        session: the bundle's plan.
+        reference: the HF model.
+        image: as `Session.generate` takes it.
+        question: about it.
+        features: HF's own of that image, `reference.features(reference.pixels(image))`.
+        most: tokens of the answer.
+    """
     generation = session.generate(question, [image], max_new_tokens=most)
     said = generation.finish()
-    ids = generation.token_ids
     ended = generation.statistics.stopped_by == "end"
-    mine = session.score(question, [image], ids)
-    pixels = reference.pixels(image)
-    visual, kept = imposed(session, reference, pixels, image)
+    mine = session.score(question, [image], generation.token_ids)
+    visual, kept = imposed(session, features[0], image)
     prompt = reference.ids(question, 1, len(kept))
-    positions = place(prompt, kept, reference.image_id, session, len(ids))
-    theirs = reference.logits(prompt, visual, positions, ids)
-    if session.plan.steps:
-        greedy = theirs.argmax(1)
-        agree = list(greedy[:-1]) == ids and (not ended or greedy[-1] in session.bundle.manifest.text.end_ids)
-        expected = said if agree else reference.tokenizer.decode(greedy, skip_special_tokens=True)
+    theirs = reference.logits(prompt, visual, place(prompt, kept, reference.image_id, session, len(generation.token_ids)), generation.token_ids)
+    greedy, ends = [int(i) for i in theirs.argmax(1)], session.bundle.manifest.text.end_ids
+    if not session.plan.steps:
+        expected = reference.generate(prompt, reference.pixels(image), most)
+    elif greedy[:len(generation.token_ids)] == generation.token_ids and (not ended or greedy[-1] in ends):
+        expected = generation.token_ids  # every step's argmax is the bundle's own token: this is what greedy decoding gives
     else:
-        out = reference.generate(prompt, pixels, most)
-        expected = reference.tokenizer.decode(out, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Comparison(question, expected.strip(), said.strip(), float(np.abs(mine - theirs).max()))
+        expected = reference.greedy(prompt, visual, lambda n: place(prompt, kept, reference.image_id, session, n), ends, most)
+    text = reference.tokenizer.decode(expected, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return Comparison(question, text.strip(), said.strip(), float(np.abs(mine - theirs).max()))
 
 
-def imposed(session: Session, reference: Reference, pixels: torch.Tensor, image: Any) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
-    """HF's own features, reduced as the bundle's graph reduced its own: tokens [K, D] and their raster places [K]."""
-    features = reference.features(pixels)[0]
+def imposed(session: Session, features: torch.Tensor, image: Any) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
+    """HF's own features [N, D], reduced as the bundle's graph reduced its own: tokens [K, D] and their raster places [K]."""
     kept = session.visual_tokens(image).kept
     for step in session.plan.steps:
         method = methods.make(step.method, **step.parameters)
@@ -75,9 +81,12 @@ def place(prompt: Sequence[int], kept: np.ndarray[Any, Any], image_id: int, sess
 
 
 def verify(session: Session, reference: Reference, questions: Sequence[tuple[Any, str]], tick: Callable[[], None] = lambda: None) -> list[Comparison]:
-    """`compare` for each (image, question)."""
-    found = []
+    """`compare` for each (image, question). Questions about one picture should follow each other."""
+    found, last = [], None
     for image, question in questions:
-        found.append(compare(session, reference, image, question))
+        name = id(image) if isinstance(image, np.ndarray) else image
+        if last is None or name != last:
+            last, features = name, reference.features(reference.pixels(image))
+        found.append(compare(session, reference, image, question, features))
         tick()
     return found

@@ -1,0 +1,37 @@
+"""Does a bundle say what the Hugging Face model says? Every question of the evaluation set, every method and budget.
+
+    python benchmarks/parity.py            (about 20 minutes on 2 cores; --scenes 8 for a taste)
+
+Unpruned, and with each method keeping all 576: greedy text by HF's own processor and `generate`, and the logits of every
+step. Compressed: the HF model in torch with the graph's kept tokens and positions imposed on HF's own features.
+"""
+from __future__ import annotations
+
+import argparse
+import time
+
+from common import BUDGETS, CHECKPOINT, METHODS, QUESTIONS, demo_bundle, markdown, write
+
+from edgecomp.evaluate import Answer, accuracy, read_questions
+from edgecomp_export.reference import Reference
+from edgecomp_export.verify import Comparison, verify
+from edgecomp_runtime import Bundle, Session
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--scenes", type=int, default=64)
+    chosen = parser.parse_args()
+    bundle = Bundle.open(demo_bundle())
+    questions = read_questions(QUESTIONS)
+    pictures = list(dict.fromkeys(q.image for q in questions))[:chosen.scenes]
+    questions = [q for q in questions if q.image in pictures]
+    reference = Reference(str(CHECKPOINT))
+    rows: list[list[object]] = []
+    for plan in ["full", *(f"{m}-576" for m in METHODS), *(f"{m}-{k}" for m in METHODS for k in BUDGETS)]:
+        began = time.time()
+        found: list[Comparison] = verify(Session(bundle, plan=plan), reference, [(q.image, q.question) for q in questions])
+        ours, theirs = (accuracy([Answer(q, getattr(c, side)) for q, c in zip(questions, found)]) for side in ("bundle", "reference"))
+        rows.append([plan, len(found), sum(c.same for c in found), f"{max(c.logits for c in found):.1e}", f"{ours:.2f}", f"{theirs:.2f}"])
+        print(*rows[-1], f"{time.time() - began:.0f} s", flush=True)
+    write("parity.md", "Parity with Hugging Face", "python benchmarks/parity.py",
+          markdown(["plan", "questions", "same greedy text", "largest logit difference", "accuracy, bundle %", "accuracy, HF in torch %"], rows))
