@@ -37,7 +37,8 @@ def write(name: str, title: str, command: str, *parts: str) -> None:
     """Writes a result with the command and the machine that gave it, and prints it."""
     from edgecomp.doctor import machine
     here = machine()
-    text = "\n".join([f"# {title}\n", f"`{command}` on {here['cpu']}, {here['cores']} cores, Python {platform.python_version()}. All figures are measured.\n", *parts])
+    where = f"`{command}` on {here['cpu']}, {here['cores']} cores, Python {platform.python_version()}. All figures are measured.\n"
+    text = "\n".join([f"# {title}\n", where, *parts])
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / name).write_text(text, encoding="utf-8")
     print(text)

@@ -1,6 +1,7 @@
 """The `edgecomp` command: a table of commands, each imported only when it is asked for."""
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from typing import NoReturn
@@ -60,11 +61,15 @@ class LazyGroup(click.Group):
             if extra is None:
                 raise  # not something an extra brings: our own mistake, shown whole
             fail(f"`edgecomp {context.invoked_subcommand}` needs {error.name}, which is not installed: pip install 'edgecomp[{extra}]'")
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # whoever read our output has enough; click ends without a word
+            fail(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}")
 
 
 def fail(message: str) -> NoReturn:
     """Prints one line and ends with exit code 1."""
-    click.echo(f"edgecomp: {message}", err=True)
+    click.echo(f"edgecomp: {' '.join(message.splitlines())}", err=True)
     sys.exit(1)
 
 

@@ -14,7 +14,7 @@ MOST_TOKENS = 160  # an answer longer than any in the set is wrong whatever foll
 
 @dataclass(frozen=True)
 class Question:
-    """One line of the file. `image` is an absolute path."""
+    """One line of the file. `image` is found from where this process runs."""
     image: Path
     question: str
     answer: str
@@ -44,16 +44,19 @@ def read_questions(path: Path) -> list[Question]:
         InputError: the file cannot be read, or a line is not such an object; the line is named.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would also split at U+2028, which JSON has in texts
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path} cannot be read ({reason}): give a JSONL of questions") from None
     found = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
                 row = json.loads(line)
                 found.append(Question(path.parent / row["image"], str(row["question"]), str(row["answer"]), str(row.get("task", "all"))))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                if not found[-1].question.strip():
+                    raise ValueError("the question is empty")
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise InputError(f"{path}, line {number}: not an object with image, question and answer ({type(error).__name__}: {error})") from None
     if not found:
         raise InputError(f"{path} has no questions")
@@ -61,7 +64,13 @@ def read_questions(path: Path) -> list[Question]:
 
 
 def evaluate(session: Session, questions: Sequence[Question], tick: Callable[[], None] = lambda: None) -> list[Answer]:
-    """Answers every question greedily. Questions about one picture should follow each other: its rows are reused."""
+    """Answers every question greedily. Questions about one picture should follow each other: its rows are reused.
+
+    Raises:
+        InputError: a picture is missing, before the first question is answered; or it cannot be read.
+    """
+    if missing := next((q.image for q in questions if not q.image.is_file()), None):
+        raise InputError(f"{missing}: no such file; the questions name it relative to their own file")
     answers = []
     for question in questions:
         said = session.generate(question.question, [question.image], max_new_tokens=MOST_TOKENS).finish()

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import datetime
+import datetime as dt
 import importlib.metadata
 import io
 import os
@@ -15,7 +15,7 @@ from typing import Any
 from edgecomp import __version__, methods
 from edgecomp.compress import Recipe, compress, plan_name
 from edgecomp.doctor import machine
-from edgecomp.evaluate import read_questions
+from edgecomp.evaluate import normal, read_questions
 from edgecomp.footprint import cache_bytes, weight_bytes
 from edgecomp.measure import Spec, measure
 from edgecomp.methods.base import Place
@@ -62,12 +62,13 @@ def profile(path: Path, plans: Sequence[str], *, image: str | None, prompt: str,
         measured = {}
         for number, name in enumerate(every, 1):
             say(f"measuring {name} ({number} of {len(every)})")
-            measured[name] = measure(Spec(str(bundle.path), name, picture, prompt, repeats, threads=threads, data=str(data) if data else None, images=images))
-        return {"edgecomp": __version__, "created": datetime.date.today().isoformat(), "command": command,
+            measured[name] = measure(Spec(str(bundle.path), name, picture, prompt, repeats, threads=threads, images=images,
+                                          data=str(data) if data else None))
+        return {"edgecomp": __version__, "created": dt.date.today().isoformat(), "command": command,
                 "machine": {**machine(), "backend": f"onnxruntime {_version()}, CPUExecutionProvider", "threads": threads},
                 "bundle": _about(path, bundle.manifest),
                 "plans": [_row(n, bundle.manifest, measured[n], names.get(n)) for n in every],
-                "example": _example(picture, prompt, measured, bundle.manifest)}
+                "example": _example(picture, prompt, data, measured, bundle.manifest)}
 
 
 def baselines(plans: Sequence[PlanInfo], manifest: Manifest) -> list[tuple[Recipe, int, int | None]]:
@@ -105,12 +106,19 @@ def _about(path: Path, manifest: Manifest) -> dict[str, Any]:
             "decoder_layers": decoder.layers, "hidden": decoder.hidden, "weights_bytes": weight_bytes(manifest)}
 
 
-def _example(picture: str, prompt: str, measured: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
-    from edgecomp_runtime.images import load
-    image, buffer = load(picture), io.BytesIO()
-    image.resize(manifest.image.size[::-1]).save(buffer, "JPEG", quality=85)
+def _example(picture: str, prompt: str, data: Path | None, measured: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
+    from edgecomp_runtime.images import fit, load
+    buffer = io.BytesIO()
+    fit(load(picture), manifest.image).save(buffer, "JPEG", quality=85)
     shown = {name: {"kept": m["kept"], "said": m["said"], "pooled": _merges(manifest.plans[name])} for name, m in measured.items()}
-    return {"image": "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), "question": prompt, "answer": "", "plans": shown}
+    return {"image": "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), "question": prompt,
+            "answer": _answer(picture, prompt, data), "plans": shown}
+
+
+def _answer(picture: str, prompt: str, data: Path | None) -> str:
+    """The right answer to the prompt about the picture, where the questions have it."""
+    asked = [q for q in read_questions(data) if str(q.image) == picture and normal(q.question) == normal(prompt)] if data else []
+    return asked[0].answer if asked else ""
 
 
 def _merges(plan: PlanInfo) -> bool:

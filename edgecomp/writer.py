@@ -5,41 +5,66 @@ import dataclasses
 import errno
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgecomp_runtime.bundle import MANIFEST, Bundle, sha256_of
 from edgecomp_runtime.errors import EdgecompError
 from edgecomp_runtime.manifest import FileInfo, Manifest
 
+# what an operating system answers where a bundle cannot be put
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST,
+              errno.ENAMETOOLONG, errno.EBUSY, errno.EINVAL)
+
+
+@contextmanager
+def goal(out: Path) -> Iterator[None]:
+    """Checks that a bundle may stand at `out` and makes the folders above it, which go again where the writing fails.
+
+    Raises:
+        EdgecompError: the goal exists and is no bundle, or the disk is full or not writable.
+    """
+    made: list[Path] = []
+    try:
+        if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
+            raise EdgecompError(f"{out} exists and is not a bundle: choose another name, or remove it first")
+        made = [folder for folder in out.parents if not folder.exists()]
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException as error:
+        for folder in made:
+            with suppress(OSError):  # never made, or no longer ours alone
+                folder.rmdir()
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            raise EdgecompError(_unwritable(out, error)) from None
+        raise
+
 
 @contextmanager
 def writing(out: Path) -> Iterator[tuple[Path, Callable[[Manifest], None]]]:
     """Gives a folder to fill and a function that completes the manifest's file table and puts the bundle in place.
 
-    Files that the manifest already lists with a hash keep it; every other file is hashed.
-
-    Raises:
-        EdgecompError: the goal exists and is no bundle, or the disk is full or not writable.
+    Files that the manifest already lists with a hash keep it; every other file is hashed. Raises what `goal` raises.
     """
-    if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise EdgecompError(f"{out} exists and is not a bundle: choose another name, or remove it first")
-    partial: Path | None = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with goal(out):
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        partial.chmod(0o755)  # mkdtemp makes private folders; a bundle is read by others too
-        yield partial, lambda manifest: _finish(partial, out, manifest)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
-            raise
-        free = shutil.disk_usage(out.parent).free / 2**20 if out.parent.exists() else 0
-        raise EdgecompError(f"{out} cannot be written: {error.strerror} ({free:.0f} MiB free there); nothing was left behind") from None
-    finally:
-        if partial is not None and partial.exists():
-            shutil.rmtree(partial)
+        try:
+            partial.chmod(0o755)  # mkdtemp makes private folders; a bundle is read by others too
+            yield partial, lambda manifest: _finish(partial, out, manifest)
+        finally:
+            if partial.exists():
+                shutil.rmtree(partial)
+
+
+def _unwritable(out: Path, error: OSError) -> str:
+    free = next((shutil.disk_usage(folder).free for folder in out.absolute().parents if folder.is_dir()), 0)
+    missing = f": {error.filename}" if error.errno == errno.ENOENT else ""
+    return (f"{out} cannot be written: {error.strerror}{missing} ({free / 2**20:.0f} MiB free there); nothing was left behind: "
+            "make room, or choose another place")
 
 
 def _finish(partial: Path, out: Path, manifest: Manifest) -> None:
@@ -48,13 +73,40 @@ def _finish(partial: Path, out: Path, manifest: Manifest) -> None:
         name = path.relative_to(partial).as_posix()
         files[name] = manifest.files.get(name) or FileInfo(path.stat().st_size, sha256_of(path))
     (partial / MANIFEST).write_text(dataclasses.replace(manifest, files=files).to_json(), encoding="utf-8")
-    old = None
-    if out.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    with _interrupts_later():
+        _put_in_place(partial, out)
+
+
+def _put_in_place(partial: Path, out: Path) -> None:
+    if not out.exists():
+        partial.rename(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    try:
         out.rename(old / out.name)
-    partial.rename(out)
-    if old is not None:
+        try:
+            partial.rename(out)
+        except OSError:
+            (old / out.name).rename(out)
+            raise
+    finally:
         shutil.rmtree(old)
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C waits until the end. Only the main thread gets it, and only there can it be held up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: waiting.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if waiting:
+            signal.raise_signal(waiting[0])
 
 
 def copy_files(bundle: Bundle, partial: Path) -> None:

@@ -17,5 +17,7 @@ from edgecomp.compile import EXPORTER
 @click.option("--context", type=click.IntRange(min=1), help="Rows of the window. [default: 2048, or the model's]")
 def command(model: str, out: Path, precision: str, context: int | None) -> None:
     """Export MODEL, a Hugging Face folder or hub name, to a bundle of neutral graphs: no budget, no backend yet."""
-    importlib.import_module(EXPORTER).export(model, out, precision=precision, context=context, say=say)
+    from edgecomp.writer import goal
+    with goal(out):  # checked before the model is loaded
+        importlib.import_module(EXPORTER).export(model, out, precision=precision, context=context, say=say)
     say(f"{out} is written; `edgecomp compress {out} -o BUNDLE --method NAME --keep K` makes it runnable")

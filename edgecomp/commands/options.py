@@ -18,7 +18,7 @@ OUTPUT = click.option("-o", "--output", "out", required=True, type=click.Path(pa
 PLAN = click.option("--plan", help="A budget of the bundle by name; see `edgecomp inspect`. The bundle's default if left out.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 BACKEND = click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime or null.")
-THREADS = click.option("--threads", type=click.IntRange(min=1), help="Threads an operator; one a core if left out.")
+THREADS = click.option("--threads", type=click.IntRange(1, 1024), help="Threads an operator; one a core if left out.")
 METHODS = click.option("--method", "methods", multiple=True, metavar="NAME[:PARAMETER=VALUE,...]",
                        help="A compression method, such as dart, or random:seed=1. May be repeated.")
 KEEP = click.option("--keep", "keeps", multiple=True, metavar="K|P%",
@@ -43,11 +43,13 @@ def progress(label: str, length: int) -> Any:
 
 
 def recipes(methods: tuple[str, ...], keeps: tuple[str, ...], position: str) -> list[Recipe]:
-    """Each method with each budget. Raises UsageError where one is given without the other."""
+    """Each method with each budget. Raises UsageError where one is given without the other, or a position without either."""
     from edgecomp import methods as table
     from edgecomp.compress import Recipe
     if bool(methods) != bool(keeps):
         raise click.UsageError("--method and --keep go together: a method needs a budget, a budget a method; see `edgecomp methods`")
+    if position != "keep" and not methods:
+        raise click.UsageError(f"--position {position} is of the tokens that a method keeps, and there is no --method")
     made = []
     for spec in methods:
         name, _, rest = spec.partition(":")

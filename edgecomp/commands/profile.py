@@ -20,23 +20,28 @@ from edgecomp.commands.options import BUNDLE, JSON, THREADS, columns, print_json
 @click.option("--repeats", type=click.IntRange(min=1), default=7, show_default=True, help="Of the latency, after one to warm up.")
 @THREADS
 @JSON
-def command(bundle: Path, out: Path | None, plans: tuple[str, ...], data: Path | None, images: int | None, image: str | None, prompt: str, repeats: int,
-            threads: int | None, as_json: bool) -> None:
+def command(bundle: Path, out: Path | None, plans: tuple[str, ...], data: Path | None, images: int | None, image: str | None, prompt: str,
+            repeats: int, threads: int | None, as_json: bool) -> None:
     """Measure latency, peak memory and accuracy of BUNDLE's plans on this machine, beside random and pooled tokens.
 
     Every plan runs in a process of its own. All figures are measured.
     """
     from edgecomp.profiling import profile
+    from edgecomp.report.page import losers, render
     if images is not None and data is None:
         raise click.UsageError("--images limits the questions of --data, and there is no --data")
     if out is not None and not out.parent.is_dir():
         raise click.UsageError(f"{out.parent} is not a folder")
+    if out is not None and out.is_dir():
+        raise click.UsageError(f"{out} is a folder, and the report is one file: name it, such as {out / 'report.html'}")
     result = profile(bundle, plans, image=image, prompt=prompt, data=data, images=images, repeats=repeats, threads=threads,
                      command=" ".join(["edgecomp", *sys.argv[1:]]), say=say)
     if out is not None:
-        from edgecomp.report.page import render
         out.write_text(render(result), encoding="utf-8")
         say(f"the report is {out}")
+    for plan, lost_to in losers(result["plans"]).items():
+        if lost_to:
+            say(f"warning: {plan} loses to {' and '.join(lost_to)} at its budget")
     if as_json:
         print_json(result)
         return

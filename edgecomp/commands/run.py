@@ -36,6 +36,8 @@ def command(bundle: Path, images: tuple[str, ...], prompts: tuple[str, ...], pla
     from edgecomp_runtime import Bundle, Session
     if raw and len(prompts) > 1:
         raise click.UsageError("--raw takes one prompt: further turns need the chat template")
+    if "" in stop:
+        raise click.UsageError("--stop is empty, which would end no answer: give a text, or leave it out")
     session = Session(Bundle.open(bundle), plan=plan, backend=backend, threads=threads)
     turns: list[dict[str, object]] = []
     answers = []

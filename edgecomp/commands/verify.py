@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from edgecomp.commands.options import BUNDLE, JSON, PLAN, THREADS, print_json, progress, say
 
@@ -15,20 +16,23 @@ from edgecomp.commands.options import BUNDLE, JSON, PLAN, THREADS, print_json, p
 @BUNDLE
 @click.option("--model", help="The checkpoint. [default: the one that the bundle names]")
 @click.option("--image", "images", multiple=True, type=click.Path(), help="A picture to ask about. May be repeated. [default: two made-up ones]")
-@click.option("--prompt", "prompts", multiple=True, default=["Describe the image."], show_default=True, help="A question for each picture. May be repeated.")
+@click.option("--prompt", "prompts", multiple=True, default=["Describe the image."], show_default=True,
+              help="A question for each picture. May be repeated.")
 @click.option("--data", type=click.Path(path_type=Path), help="Questions from a JSONL instead, as `eval` takes it.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many questions.")
 @PLAN
 @THREADS
 @JSON
-def command(bundle: Path, model: str | None, images: tuple[str, ...], prompts: tuple[str, ...], data: Path | None, limit: int | None, plan: str | None,
-            threads: int | None, as_json: bool) -> None:
+def command(bundle: Path, model: str | None, images: tuple[str, ...], prompts: tuple[str, ...], data: Path | None, limit: int | None,
+            plan: str | None, threads: int | None, as_json: bool) -> None:
     """Compare BUNDLE with the Hugging Face model: greedy text, and logits at every step. Exits 1 where they differ.
 
     A compressed plan is compared with the HF model on which the graph's kept tokens and positions are imposed.
     """
     from edgecomp.evaluate import read_questions
     from edgecomp_runtime import Bundle, Session
+    if data and (images or click.get_current_context().get_parameter_source("prompts") is not ParameterSource.DEFAULT):
+        raise click.UsageError("--data has its own pictures and questions: leave out --image and --prompt")
     verification = importlib.import_module("edgecomp_export.verify")
     session = Session(Bundle.open(bundle), plan=plan, threads=threads)
     manifest = session.bundle.manifest

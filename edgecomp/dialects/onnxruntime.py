@@ -6,11 +6,14 @@ transposed copy of the weights is made, on disk or at load.
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, InlinePass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from edgecomp.ir.rewrite import DOMAIN, constant, dims, inputs, insert, made_by, nodes, replace
+from edgecomp_runtime.errors import EdgecompError
 
 MICROSOFT = "com.microsoft"
 
@@ -73,6 +76,9 @@ def _grouped_query(model: ir.Model, node: ir.Node, lengths: _CacheLengths) -> No
 
 
 def _multi_head(model: ir.Model, node: ir.Node) -> None:
+    if node.attributes["window"].as_int() or node.attributes["softcap"].as_float():
+        layer = node.attributes["layer"].as_int()
+        raise EdgecompError(f"onnxruntime's MultiHeadAttention has no window and no softcap, and encoder layer {layer} has one")
     flat = [_rows_by_hidden(model, node, v) for v in inputs(node)[:3]]
     attributes = {"num_heads": dims(inputs(node)[0])[1], "scale": node.attributes["scale"].as_float()}
     out, = insert(model, node, "MultiHeadAttention", flat, attributes, MICROSOFT)
@@ -83,7 +89,7 @@ def _rows_by_hidden(model: ir.Model, before: ir.Node, value: ir.Value) -> ir.Val
     """[B, H, S, D] -> [B, S, H*D], by taking back the transpose that made it where it can be seen."""
     if rotary := made_by(value, "RotaryEmbedding"):
         flat = _rows_by_hidden(model, before, inputs(rotary)[0])
-        attributes = {"num_heads": dims(value)[1], "interleaved": rotary.attributes["interleaved"].as_int()}
+        attributes = {**rotary.attributes, "num_heads": dims(value)[1]}
         return insert(model, before, "RotaryEmbedding", [flat, *rotary.inputs[1:]], attributes)[0]
     split = made_by(value, "Transpose")
     if split and tuple(split.attributes["perm"].as_ints()) == (0, 2, 1, 3):
@@ -95,13 +101,19 @@ def _rows_by_hidden(model: ir.Model, before: ir.Node, value: ir.Value) -> ir.Val
 
 
 def _heads_from_hidden(model: ir.Model, attention: ir.Node, flat: ir.Value) -> None:
-    """Puts [B, S, H*D] where an Attention node gave [B, H, S, D], going around the transpose and reshape behind it."""
-    for transpose, _ in list(attention.outputs[0].uses()):
-        for reshape, _ in list(transpose.outputs[0].uses()):
-            assert transpose.op_type == "Transpose" and reshape.op_type == "Reshape", "attention is followed by its own head merge"
-            replace(model, reshape, flat)
-        model.graph.remove(transpose, safe=True)
-    model.graph.remove(attention, safe=True)
+    """Puts [B, S, H*D] where an Attention node gave [B, H, S, D]: as it is where heads are merged, split again for other readers."""
+    for merge in list(_merges(attention)):
+        replace(model, merge, flat)
+    heads = dims(attention.outputs[0])[1]
+    split, = insert(model, attention, "Reshape", [flat, constant(model, f"heads_of_{heads}", np.array([0, 0, heads, -1], np.int64))])
+    replace(model, attention, insert(model, attention, "Transpose", [split], {"perm": [0, 2, 1, 3]})[0])  # goes as unused where all were merges
+
+
+def _merges(attention: ir.Node) -> Iterator[ir.Node]:
+    """The nodes behind an Attention node whose result is its heads side by side, [B, S, H*D]."""
+    for transpose, _ in attention.outputs[0].uses():
+        if transpose.op_type == "Transpose" and tuple(transpose.attributes["perm"].as_ints()) == (0, 2, 1, 3):
+            yield from (n for n, _ in transpose.outputs[0].uses() if n.op_type == "Reshape" and len(dims(n.outputs[0])) == 3)
 
 
 def _transposed_weights(model: ir.Model) -> None:
@@ -134,10 +146,16 @@ def _quick_gelu(model: ir.Model) -> None:
 def _skip_norm(model: ir.Model) -> None:
     """A residual addition and the RMS norm behind it in one node, which also gives the sum."""
     for norm in nodes(model, "RMSNormalization"):
-        add = made_by(norm.inputs[0], "Add")
-        if not add or any(value.is_initializer() for value in inputs(add)):
+        add, scale = made_by(norm.inputs[0], "Add"), inputs(norm)[1]
+        if not add or not scale.is_initializer():
             continue
-        out, _, _, total = insert(model, norm, "SkipSimplifiedLayerNormalization", [*add.inputs, norm.inputs[1]],
-                                  {"epsilon": norm.attributes["epsilon"].as_float()}, MICROSOFT, 4)
+        x, skip = inputs(add)
+        if x.shape is None or x.shape != skip.shape or len(x.shape) not in (2, 3):
+            continue
+        if norm.attributes.get_int("axis", -1) not in (-1, len(x.shape) - 1):
+            continue
+        # it stands where the sum stood, for whoever reads the sum before the norm
+        out, _, _, total = insert(model, add, "SkipSimplifiedLayerNormalization", [x, skip, scale],
+                                  {"epsilon": norm.attributes.get_float("epsilon", 1e-5)}, MICROSOFT, 4)
         replace(model, norm, out)
         replace(model, add, total)

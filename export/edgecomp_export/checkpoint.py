@@ -36,10 +36,14 @@ def find(model: str) -> Path:
         except Exception as error:  # the hub client raises a dozen kinds; each is shown in one line
             raise CheckpointError(f"{model} could not be fetched from the Hugging Face hub "
                                   f"({type(error).__name__}: {_first_line(error)}); give a local folder instead") from None
+    if not folder.is_dir():
+        raise CheckpointError(f"{model} is a file: give the checkpoint's folder, which holds config.json and the weights")
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{model} is not a Hugging Face checkpoint: it has no config.json")
     if not list(folder.glob("*.safetensors")):
         raise CheckpointError(f"{model} has no safetensors weights; convert it with transformers' save_pretrained first")
+    if "model_type" not in read_json(folder, "config.json"):
+        raise CheckpointError(f"{folder / 'config.json'} names no model_type: save the model with transformers' save_pretrained")
     return folder
 
 
@@ -49,21 +53,31 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
         data = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / name} cannot be read: {error}") from None
-    return data if isinstance(data, dict) else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder / name} cannot be read ({error}): download the checkpoint again") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{folder / name} is not a JSON object but {data!r:.60}: download the checkpoint again")
+    return data
 
 
 def load(folder: Path, precision: str) -> Any:
-    """The model in evaluation mode, its weights in `precision`. Raises CheckpointError where transformers cannot load it."""
+    """The model in evaluation mode, its weights in `precision`.
+
+    Raises:
+        CheckpointError: transformers cannot load it, or would make up weights that the checkpoint lacks.
+    """
     from transformers import AutoModelForImageTextToText
     from transformers.utils import logging
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=DTYPES[precision], local_files_only=True)
-        return model.eval()
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=DTYPES[precision], local_files_only=True, output_loading_info=True)
     except Exception as error:
-        raise CheckpointError(f"transformers cannot load {folder} ({type(error).__name__}: {_first_line(error)})") from None
+        raise CheckpointError(f"transformers cannot load {folder} ({type(error).__name__}: {_first_line(error)}): "
+                              "download the checkpoint again") from None
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise CheckpointError(f"{folder} lacks {len(missing)} of the model's weights, {missing[0]} among them: download the checkpoint again")
+    return model.eval()
 
 
 def fingerprint(folder: Path) -> str:
@@ -89,6 +103,8 @@ def image_info(settings: dict[str, Any], side: tuple[int, int]) -> ImageInfo:
     crop = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"]) if crop else None
     shortest = size.get("shortest_edge") if settings.get("do_center_crop", crop is not None) else None
     final = crop if shortest else (size.get("height", shortest), size.get("width", shortest))
+    if lacking := [name for name in ("image_mean", "image_std") if len(settings.get(name) or ()) != 3]:
+        raise CheckpointError(f"the image processor has no {' and no '.join(lacking)} of 3 channels: it says how pictures become pixels")
     if final != side:
         raise CheckpointError(f"the image processor makes pictures of {final}, the vision tower takes {side}: this checkpoint does not fit together")
     return ImageInfo(side, shortest, settings.get("resample", 3), settings.get("rescale_factor", 1 / 255),

@@ -77,7 +77,8 @@ def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, 
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # vision towers get theirs in `number_attention`
     if _cache is not None:
         inputs += (*_cache.past[2 * layer: 2 * layer + 2], _cache.length)
-    attributes: dict[str, Any] = {"causal": int(_cache is not None), "layer": layer, "scale": float(scaling), "window": sliding_window or 0, "softcap": float(softcap or 0)}
+    attributes: dict[str, Any] = {"causal": int(_cache is not None), "layer": layer, "scale": float(scaling),
+                                  "window": sliding_window or 0, "softcap": float(softcap or 0)}
     out = torch.onnx.ops.symbolic("edgecomp::Attention", inputs, attrs=attributes, dtype=query.dtype, shape=query.shape, version=1)
     return out.transpose(1, 2).contiguous(), None
 

@@ -61,7 +61,8 @@ class Reference:
         return [int(i) for i in out[0, len(ids):]]
 
     @torch.no_grad()
-    def greedy(self, ids: list[int], visual: torch.Tensor, positions: Callable[[int], NDArray[np.int64]], ends: Sequence[int], most: int) -> list[int]:
+    def greedy(self, ids: list[int], visual: torch.Tensor, positions: Callable[[int], NDArray[np.int64]], ends: Sequence[int],
+               most: int) -> list[int]:
         """Greedy ids with given visual tokens, end token included; `positions(n)` are those of the prompt and n more rows."""
         answer: list[int] = []
         while len(answer) < most and not (answer and answer[-1] in ends):
@@ -80,7 +81,8 @@ class Reference:
         """
         every = torch.tensor([ids + answer])
         embeddings = self.model.get_input_embeddings()(every)
-        embeddings[every == self.image_id] = visual.to(embeddings.dtype)
+        places = torch.tensor([ids]) == self.image_id  # an answer may have image ids too, which are just tokens there
+        embeddings[:, :len(ids)][places] = visual.to(embeddings.dtype)
         # without a mask, transformers takes a jump in the positions for the start of another packed sequence
         hidden = self.model.model.language_model(inputs_embeds=embeddings, attention_mask=torch.ones_like(every), use_cache=False,
                                                  position_ids=torch.from_numpy(np.ascontiguousarray(positions))[None]).last_hidden_state

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from edgecomp import methods
+from edgecomp.evaluate import MOST_TOKENS
 from edgecomp.methods.base import Merging, Place
 from edgecomp_export.reference import Reference
 from edgecomp_runtime import Session
@@ -30,7 +31,7 @@ class Comparison:
         return self.reference == self.bundle
 
 
-def compare(session: Session, reference: Reference, image: Any, question: str, features: torch.Tensor, most: int = 160) -> Comparison:
+def compare(session: Session, reference: Reference, image: Any, question: str, features: torch.Tensor, most: int = MOST_TOKENS) -> Comparison:
     """Asks both. The unpruned plan meets HF's own preprocessing and `generate`; a compressed one the HF model with the
     graph's kept tokens and positions imposed on HF's own features.
 
@@ -80,13 +81,14 @@ def place(prompt: Sequence[int], kept: np.ndarray[Any, Any], image_id: int, sess
     return np.concatenate([np.arange(start), start + image, start + span + np.arange(rest)]).astype(np.int64)
 
 
-def verify(session: Session, reference: Reference, questions: Sequence[tuple[Any, str]], tick: Callable[[], None] = lambda: None) -> list[Comparison]:
+def verify(session: Session, reference: Reference, questions: Sequence[tuple[Any, str]], tick: Callable[[], None] = lambda: None,
+           most: int = MOST_TOKENS) -> list[Comparison]:
     """`compare` for each (image, question). Questions about one picture should follow each other."""
     found, last = [], None
     for image, question in questions:
         name = id(image) if isinstance(image, np.ndarray) else image
         if last is None or name != last:
             last, features = name, reference.features(reference.pixels(image))
-        found.append(compare(session, reference, image, question, features))
+        found.append(compare(session, reference, image, question, features, most))
         tick()
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -62,21 +63,26 @@ class Bundle:
         named |= {manifest.embeddings.file, manifest.text.tokenizer} | {f for f in [manifest.text.chat_template] if f}
         if unlisted := sorted(named - set(manifest.files)):
             raise BundleError(f"{root}: {unlisted[0]} is used but has no hash in {MANIFEST}: compile the bundle again")
+        _check_sense(manifest)
         return bundle
 
     def file(self, name: str) -> Path:
         """The path of a file of the bundle. Raises BundleError where the name would leave the bundle."""
         pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
+        if pure.is_absolute() or ".." in pure.parts or "\\" in name or not name.isprintable() or not pure.parts:
             raise BundleError(f"the bundle names the file {name!r}, which is not inside it: do not use this bundle")
         path = self.path.joinpath(*pure.parts)
-        if not path.resolve().is_relative_to(self.path.resolve()):
+        try:
+            inside = path.resolve().is_relative_to(self.path.resolve())
+        except (OSError, RuntimeError):  # links in a circle, until Python 3.12 a RuntimeError
+            inside = False
+        if not inside:
             raise BundleError(f"{name!r} is a link that leaves the bundle: do not use this bundle")
         return path
 
     def plan(self, name: str | None = None) -> tuple[str, PlanInfo]:
         """The named plan, or the default one, with its name. Raises UnknownNameError."""
-        name = name or self.manifest.default_plan
+        name = self.manifest.default_plan if name is None else name
         if name not in self.manifest.plans:
             raise UnknownNameError("plan", name, self.manifest.plans)
         return name, self.manifest.plans[name]
@@ -101,6 +107,8 @@ def _check_file(path: Path, name: str, expected: FileInfo, verify_hashes: bool) 
         status = path.stat()
     except OSError as error:
         raise BundleError(f"{name} of the bundle cannot be read ({_reason(error)}): copy or compile the bundle again") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleError(f"{name} of the bundle is not a file: copy or compile the bundle again")
     if status.st_size != expected.bytes:
         raise BundleError(f"{name} has {status.st_size} bytes and should have {expected.bytes}: the bundle was cut short; "
                           "copy or compile it again")
@@ -118,6 +126,26 @@ def _check_file(path: Path, name: str, expected: FileInfo, verify_hashes: bool) 
                           "copy or compile the bundle again")
     if large:
         _write_stamp(stamp, facts)
+
+
+def _check_sense(manifest: Manifest) -> None:
+    """What the types cannot say. No compiler writes such a manifest; a reader should not stumble over it."""
+    table, layers = manifest.embeddings, manifest.decoder.layers
+    held = manifest.files[table.file].bytes - table.offset
+    wrong = [
+        ("no plan 'full'", "full" not in manifest.plans),
+        (f"no plan {manifest.default_plan!r}, its default", manifest.default_plan not in manifest.plans),
+        (f"embeddings of type {table.dtype!r}", table.dtype not in ("float32", "float16")),
+        (f"embeddings {list(table.shape)} in the {held} bytes from {table.offset} of {table.file}",
+         table.offset < 0 or min(table.shape) < 1 or table.shape[0] * table.shape[1] * (2 if table.dtype == "float16" else 4) > held),
+        *((f"plan {name!r} with cache rows {list(plan.cache_rows[:9])}, for {layers} layers and a window of {manifest.decoder.context}",
+           len(plan.cache_rows) != layers or not all(0 < rows <= manifest.decoder.context for rows in plan.cache_rows))
+          for name, plan in manifest.plans.items()),
+        *((f"plan {name!r} with the {dialect} graphs {', '.join(graphs) or 'none'}", not {"vision", "prefill", "decode"} <= set(graphs))
+          for name, plan in manifest.plans.items() for dialect, graphs in plan.variants.items()),
+    ]
+    if found := [text for text, is_wrong in wrong if is_wrong]:
+        raise BundleError(f"{MANIFEST} makes no sense: it has {found[0]}; compile the bundle again")
 
 
 def _read_stamp(stamp: Path) -> object:

@@ -45,27 +45,32 @@ def load(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> Image.Imag
 def preprocess(picture: Image.Image, info: ImageInfo) -> np.ndarray:
     """Pixels of an RGB picture (from `load`): float32 [3, height, width], with height and width from `info.size`.
 
+    What `fit` makes of it, then `(value * rescale - mean) / std`. Equal to Hugging Face's `CLIPImageProcessorPil` and
+    `SiglipImageProcessorPil` bit for bit. Only small pictures so long and thin that Hugging Face would enlarge them to more than
+    eight crops may be off by one of 255 levels in rare pixels.
+    """
+    # Hugging Face scales in float64 and normalises in float32; the same order gives the same bits.
+    scaled = (np.asarray(fit(picture, info)).astype(np.float64) * info.rescale).astype(np.float32)  # [height, width, 3]
+    pixels = (scaled - np.array(info.mean, np.float32)) / np.array(info.std, np.float32)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def fit(picture: Image.Image, info: ImageInfo) -> Image.Image:
+    """The part of a picture that the model sees, at the size it sees it.
+
     With `info.shortest_edge` the picture is resized to it and its centre cut out, black where it is smaller than the cut;
-    without, it is resized to the size itself, whatever its aspect. Then `(value * rescale - mean) / std`.
-    Equal to Hugging Face's `CLIPImageProcessorPil` and `SiglipImageProcessorPil` bit for bit. Only small pictures so long and
-    thin that Hugging Face would enlarge them to more than eight crops may be off by one of 255 levels in rare pixels.
+    without, it is resized to the size itself, whatever its aspect.
     """
     height, width = info.size
     if info.shortest_edge is None:
-        cut = picture.resize((width, height), info.resample)
-    else:
-        resized = _resized_size(picture.size, info.shortest_edge)
-        left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
-        box = (left, top, left + width, top + height)
-        # Shrinking needs no window: what it makes is smaller than the picture, which is in memory already.
-        if resized[0] > picture.width and resized[0] * resized[1] > WINDOW_ABOVE * width * height:
-            cut = _enlarge_window(picture, resized, box, info.resample)
-        else:
-            cut = picture.resize(resized, info.resample).crop(box)  # crop fills with zeros beyond the edges
-    # Hugging Face scales in float64 and normalises in float32; the same order gives the same bits.
-    scaled = (np.asarray(cut).astype(np.float64) * info.rescale).astype(np.float32)  # [height, width, 3]
-    pixels = (scaled - np.array(info.mean, np.float32)) / np.array(info.std, np.float32)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        return picture.resize((width, height), info.resample)
+    resized = _resized_size(picture.size, info.shortest_edge)
+    left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
+    box = (left, top, left + width, top + height)
+    # Shrinking needs no window: what it makes is smaller than the picture, which is in memory already.
+    if resized[0] > picture.width and resized[0] * resized[1] > WINDOW_ABOVE * width * height:
+        return _enlarge_window(picture, resized, box, info.resample)
+    return picture.resize(resized, info.resample).crop(box)  # crop fills with zeros beyond the edges
 
 
 def _from_frame(frame: np.ndarray) -> Image.Image:

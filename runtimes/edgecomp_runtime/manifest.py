@@ -159,17 +159,20 @@ class Manifest:
         """Reads `to_json`. Raises BundleError where the text is no manifest, is newer, incomplete or changed."""
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleError(f"edgecomp.json is not JSON ({error}): the bundle is damaged; compile it again") from None
-        if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
+        if not isinstance(data, dict) or not isinstance(data.get("schema"), int) or data["schema"] < 1:
             raise BundleError("edgecomp.json has no schema number: this is not an edgecomp bundle")
         if data["schema"] > SCHEMA:
-            raise BundleError(f"the bundle has schema {data['schema']}, made by {data.get('made_by')}; this reader knows up to "
-                              f"{SCHEMA}: install {data.get('made_by', 'a newer edgecomp')} or later")
+            maker = data.get("made_by", "a newer edgecomp")
+            raise BundleError(f"the bundle has schema {data['schema']}, made by {maker}; this reader knows up to {SCHEMA}: install {maker} or later")
         digest = data.pop("digest", None)
         if digest != _digest(data):
             raise BundleError("edgecomp.json was changed after it was written (its digest differs): compile the bundle again")
-        manifest: Manifest = build(Manifest, data, "edgecomp.json")
+        try:
+            manifest: Manifest = build(Manifest, data, "edgecomp.json")
+        except BundleError as error:
+            raise BundleError(f"{error}: compile the bundle again") from None
         return manifest
 
 
@@ -182,7 +185,7 @@ def build(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
-            raise BundleError(f"{where}: a table is expected, not {value!r}")
+            raise BundleError(f"{where}: a table is expected, not {value!r:.60}")
         hints, fields = typing.get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}
         if unknown := sorted(set(value) - set(fields)):
             raise BundleError(f"{where}: unknown field {', '.join(unknown)}")
@@ -207,4 +210,14 @@ def build(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     elif isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
-    raise BundleError(f"{where}: {value!r} is not of the expected kind")
+    raise BundleError(f"{where}: {value!r:.60} is not of the expected kind, {_kind(kind)}")
+
+
+def _kind(kind: Any) -> str:
+    """A type in words, as JSON and TOML have it."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        return "a list" if arguments[-1] is Ellipsis else f"a list of {len(arguments)}"
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(map(_kind, arguments))
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false", types.NoneType: "null"}.get(kind, "a table")

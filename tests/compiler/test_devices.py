@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from edgecomp_runtime.errors import EdgecompError, UnknownNameError
 
 from edgecomp import devices
 from edgecomp.commands.devices import command
+from edgecomp_runtime.errors import EdgecompError, UnknownNameError
 
 # id -> compute capability, SMs, GiB, GB/s
 PUBLISHED = {

@@ -13,9 +13,6 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from edgecomp_runtime import images
-from edgecomp_runtime.bundle import Bundle
-from edgecomp_runtime.errors import EdgecompError, UnknownNameError
 
 from edgecomp import methods
 from edgecomp.dialects import lowering
@@ -25,6 +22,9 @@ from edgecomp.methods.random import Random
 from edgecomp.methods.reference import follow
 from edgecomp.passes.signals import SIGNALS
 from edgecomp.passes.splice import at_projector
+from edgecomp_runtime import images
+from edgecomp_runtime.bundle import Bundle
+from edgecomp_runtime.errors import EdgecompError, UnknownNameError
 
 GRID = (24, 24)
 TOKENS = 576
@@ -235,9 +235,13 @@ def test_pool_is_torch_average_pooling_where_cells_are_whole(exposed: Exposed) -
 
 # the graphs that a user's bundle holds
 
+def lowered(bundle: Bundle, plan: str) -> Path:
+    return bundle.file(bundle.manifest.plans[plan].variants["onnxruntime"]["vision"].file)
+
+
 @pytest.mark.parametrize("name", [*SELECTIONS, "pool"])
 def test_the_compiled_graph_is_the_exposed_one(bundle: Bundle, exposed: Exposed, pixels: np.ndarray, name: str) -> None:
-    compiled = run(bundle.file(bundle.manifest.plans[f"{name}-64"].variants["onnxruntime"]["vision"].file), pixels)
+    compiled = run(lowered(bundle, f"{name}-64"), pixels)
     assert list(compiled) == ["visual_tokens", "kept"]
     seen = exposed(methods.make(name), 64)
     np.testing.assert_array_equal(compiled["kept"], seen["kept"])
@@ -246,7 +250,7 @@ def test_the_compiled_graph_is_the_exposed_one(bundle: Bundle, exposed: Exposed,
 
 @pytest.mark.parametrize("name", [*SELECTIONS, "pool"])
 def test_a_budget_of_all_tokens_is_the_unpruned_model(bundle: Bundle, pixels: np.ndarray, name: str) -> None:
-    whole, compiled = (run(bundle.file(bundle.manifest.plans[plan].variants["onnxruntime"]["vision"].file), pixels[:1]) for plan in ("full", f"{name}-576"))
+    whole, compiled = (run(lowered(bundle, plan), pixels[:1]) for plan in ("full", f"{name}-576"))
     assert compiled["kept"].tolist() == [list(range(TOKENS))]
     np.testing.assert_allclose(compiled["visual_tokens"], whole["visual_tokens"], atol=0 if name != "pool" else 1e-6, rtol=0)
 

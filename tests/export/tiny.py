@@ -10,12 +10,14 @@ import transformers
 
 TEXT: dict[str, Any] = {"vocab_size": 411, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
                         "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 70, "patch_size": 14}
+VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 70,
+                          "patch_size": 14}
 
 # name: (text model, its changes, vision tower, its changes, changes of the whole)
 VARIANTS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], dict[str, Any]]] = {
     "gqa-tied": ("llama", {}, "clip", {}, {"tie_word_embeddings": True}),
-    "mha-untied-biased": ("llama", {"num_key_value_heads": 4, "attention_bias": True}, "clip", {"hidden_act": "quick_gelu"}, {"tie_word_embeddings": False}),
+    "mha-untied-biased": ("llama", {"num_key_value_heads": 4, "attention_bias": True}, "clip", {"hidden_act": "quick_gelu"},
+                          {"tie_word_embeddings": False}),
     "one-kv-head": ("llama", {"num_key_value_heads": 1, "head_dim": 32}, "clip", {"image_size": 84}, {"vision_feature_layer": -1}),
     "siglip-full": ("llama", {}, "siglip", {}, {"vision_feature_select_strategy": "full", "vision_feature_layer": -1}),
     "two-layers": ("llama", {}, "clip", {}, {"vision_feature_layer": [-2, -3]}),
