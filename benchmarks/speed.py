@@ -148,7 +148,8 @@ def first_token(bundle: Path, plan: str, cache: Path) -> float:
     """Seconds from starting `edgecomp run` to the first byte of its answer."""
     began = time.perf_counter()
     command = ["run", str(bundle), "--plan", plan, "--image", str(PICTURE), "--prompt", PROMPT]
-    child = subprocess.Popen([sys.executable, "-m", "edgecomp", *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, "EDGECOMP_CACHE": str(cache)}, cwd=ROOT)
+    child = subprocess.Popen([sys.executable, "-m", "edgecomp", *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                             env={**os.environ, "EDGECOMP_CACHE": str(cache)}, cwd=ROOT)
     assert child.stdout is not None
     child.stdout.read(1)
     took = time.perf_counter() - began

@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from typing import Any
 
 from edgecomp.methods.base import Method
-from edgecomp_runtime.errors import EdgecompError, UnknownNameError
+from edgecomp_runtime.errors import EdgecompError
+from edgecomp_runtime.tables import look_up
 
 METHODS = {
     "random": "edgecomp.methods.random:Random",
@@ -19,10 +19,7 @@ METHODS = {
 
 def method_type(name: str) -> type[Method]:
     """The class of a method. Raises UnknownNameError with the nearest name."""
-    if name not in METHODS:
-        raise UnknownNameError("method", name, METHODS)
-    module, _, attribute = METHODS[name].partition(":")
-    found: type[Method] = getattr(importlib.import_module(module), attribute)
+    found: type[Method] = look_up("method", name, METHODS)
     return found
 
 

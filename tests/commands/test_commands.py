@@ -1,0 +1,201 @@
+"""Every command at work on the demonstration model: what it prints is what the bundle and the library say."""
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from edgecomp import devices, methods
+from edgecomp.cli import COMMANDS, main
+from edgecomp_runtime.bundle import Bundle, sha256_of
+
+
+def stdout(*args: object) -> str:
+    """What a command prints. It must succeed."""
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def told(*args: object) -> Any:
+    return json.loads(stdout(*args, "--json"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command: str) -> None:
+    text = stdout(command, "--help")
+    assert text.startswith(f"Usage: main {command} ") and text == stdout(command, "-h")
+    assert COMMANDS[command][1] in stdout("--help").replace("\n" + " " * 12, " ") or len(COMMANDS[command][1]) > 60  # long lines wrap
+
+
+def test_help_lists_the_commands_in_the_order_of_the_table() -> None:
+    text = stdout("--help")
+    listed = [line.split()[0] for line in text[text.index("Commands:"):].splitlines()[1:] if line.startswith("  ") and not line.startswith("   ")]
+    assert listed == list(COMMANDS)
+
+
+def test_version() -> None:
+    from edgecomp import __version__
+    assert stdout("--version") == f"edgecomp {__version__}\n"
+
+
+def test_methods() -> None:
+    rows = told("methods")
+    assert [row["name"] for row in rows] == list(methods.METHODS)
+    assert {row["name"]: row["parameters"] for row in rows} == {"random": {"seed": 0}, "stride": {}, "pool": {}, "cls": {}, "dart": {"pivots": 8}}
+    lines = stdout("methods").splitlines()
+    assert lines[0].split() == ["method", "kind", "sites", "parameters", "keeps", "paper"]
+    assert [line.split()[0] for line in lines[1:]] == list(methods.METHODS)
+
+
+def test_inspect(demo: Path) -> None:
+    manifest = Bundle.open(demo).manifest
+    assert told("inspect", demo) == json.loads(json.dumps(dataclasses.asdict(manifest)))
+    text = stdout("inspect", demo)
+    assert "24x24 = 576 visual tokens a picture of 336x336" in text and "8 layers, 5 heads (1 of keys and values)" in text
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line.split()[:1] and line.split()[0] in manifest.plans}
+    assert list(rows) == list(manifest.plans)
+    for name, row in rows.items():
+        plan, row = manifest.plans[name], [cell for cell in row if cell != "*"]
+        # keys and values of 8 layers, one head of 64, 4 bytes a number
+        mebibytes = f"{2 * 8 * 64 * 4 * plan.cache_rows[0] / 2**20:.1f}"
+        assert row[1:] == [str(plan.visual_tokens), str(2048 - 576 + plan.visual_tokens), mebibytes, "keep", "onnxruntime"]
+    assert [name for name, row in rows.items() if "*" in row] == [manifest.default_plan]
+
+
+def test_doctor() -> None:
+    import importlib.metadata
+    found = told("doctor")
+    ability = found["abilities"]["run bundles on ONNX Runtime"]
+    assert ability == {"ok": True, "packages": {"onnxruntime": importlib.metadata.version("onnxruntime")}, "advice": ""}
+    assert found["machine"]["memory_bytes"] > 2**28 and found["machine"]["cores"] >= 1
+    lines = stdout("doctor").splitlines()
+    assert len(lines) == 1 + len(found["abilities"]) and all(line.startswith("yes") for line in lines[1:])
+
+
+def test_devices() -> None:
+    assert [device["id"] for device in told("devices")] == list(devices.names())
+    assert told("devices", "rtx-4090") == json.loads(json.dumps(dataclasses.asdict(devices.load("rtx-4090"))))
+    assert stdout("devices", "rtx-4090").startswith(devices.load("rtx-4090").name)
+
+
+def test_run_streams_the_text_that_its_json_has(demo: Path, scenes: Path) -> None:
+    ask = ("run", demo, "--plan", "dart-64", "--image", scenes / "images" / "scene-03.jpg", "--prompt", "what number is written?")
+    answer, = told(*ask)
+    assert stdout(*ask) == answer["answer"] + "\n"
+    assert answer["plan"] == "dart-64" and answer["backend"] == "onnxruntime" and answer["stopped_by"] == "end"
+    assert (answer["visual_tokens_in"], answer["visual_tokens_kept"], answer["reused_rows"]) == (576, 64, 0)
+    assert answer["vision_ms"] > 0 and answer["prefill_ms"] > 0 and answer["first_token_ms"] > answer["prefill_ms"]
+
+
+def test_run_stops_and_shows_statistics(demo: Path, scenes: Path) -> None:
+    ask = ["run", str(demo), "--plan", "cls-64", "--image", str(scenes / "images" / "scene-03.jpg"), "--prompt", "describe the image."]
+    whole = CliRunner().invoke(main, [*ask, "--stats"])
+    word = whole.stdout.split()[3]
+    short = CliRunner().invoke(main, [*ask, "--stop", word])
+    assert short.stdout.strip() == whole.stdout[:whole.stdout.index(word)].strip() != ""
+    assert "cls-64 on onnxruntime: 576 visual tokens, 64 kept; " in whole.stderr and "stopped by end" in whole.stderr and short.stderr == ""
+
+
+def test_a_second_turn_reuses_the_rows_and_the_picture_of_the_first(demo: Path, scenes: Path) -> None:
+    first, second = told("run", demo, "--plan", "cls-64", "--image", scenes / "images" / "scene-03.jpg",
+                         "--prompt", "what number is written?", "--prompt", "what color is the star?")
+    assert first["reused_rows"] == 0 and second["prompt_rows"] > first["prompt_rows"]
+    assert second["reused_rows"] >= first["prompt_rows"]  # with the first turn's answer, too
+    assert second["vision_ms"] < first["vision_ms"] / 5
+    assert second["answer"]
+
+
+def test_eval_is_what_run_answers(demo: Path, scenes: Path) -> None:
+    questions = [json.loads(line) for line in (scenes / "questions.jsonl").read_text().splitlines()[:6]]
+    found = told("eval", demo, "--plan", "dart-64", "--data", scenes / "questions.jsonl", "--limit", 6)
+    said = [told("run", demo, "--plan", "dart-64", "--image", scenes / q["image"], "--prompt", q["question"])[0]["answer"] for q in questions]
+
+    def same(a: str, b: str) -> bool:
+        return " ".join(a.lower().split()).rstrip(".") == " ".join(b.lower().split()).rstrip(".")
+    right = [same(answer, q["answer"]) for answer, q in zip(said, questions)]
+    assert 0 < sum(right) < len(right), "choose questions of which some are answered right and some wrong"
+    assert found["plan"] == "dart-64" and found["questions"] == 6
+    assert found["accuracy"] == pytest.approx(100 * sum(right) / 6)
+    tasks = Counter(q["task"] for q in questions)
+    assert found["by_task"] == pytest.approx({t: 100 * sum(r for r, q in zip(right, questions) if q["task"] == t) / n for t, n in tasks.items()})
+    assert found["wrong"] == [{"image": str(scenes / q["image"]), "question": q["question"], "answer": q["answer"], "said": answer}
+                              for q, answer, r in zip(questions, said, right) if not r]
+
+
+def test_profile_measures_the_plan_beside_its_baselines(demo: Path, scenes: Path) -> None:
+    beside = sorted(demo.parent.iterdir())
+    found = told("profile", demo, "--plan", "dart-64", "--data", scenes / "questions.jsonl", "--images", 1, "--repeats", 1)
+    assert sorted(demo.parent.iterdir()) == beside
+    rows = {plan["name"]: plan for plan in found["plans"]}
+    assert list(rows) == ["full", "dart-64", "random-64", "random-64-seed1", "random-64-seed2", "pool-64"]
+    asked = sum('"images/scene-00.jpg"' in line for line in (scenes / "questions.jsonl").read_text().splitlines())
+    for name, row in rows.items():
+        keep = 576 if name == "full" else 64
+        assert row["counts"] == {"enter": keep, "after_cut": keep, "mean_over_layers": keep} and row["keep"] == keep
+        assert row["memory"]["peak_bytes"] > row["memory"]["weights_bytes"] > 0
+        assert row["memory"]["cache_bytes"] == 2 * 8 * 64 * 4 * (2048 - 576 + keep)
+        assert all(row["latency"][phase]["median"] > 0 for phase in ("vision_ms", "prefill_ms", "first_token_ms", "per_token_ms"))
+        assert row["accuracy"]["questions"] == asked and row["accuracy"]["scenes"] == 1 and 0 <= row["accuracy"]["all"] <= 100
+    assert [rows[f"random-64{seed}"]["parameters"]["seed"] for seed in ("", "-seed1", "-seed2")] == [0, 1, 2]
+    assert rows["pool-64"]["nearest_to"] is None and rows["pool-64"]["kind"] == "merging"
+    kept = {name: example["kept"] for name, example in found["example"]["plans"].items()}
+    assert {name: len(places) for name, places in kept.items()} == {name: row["keep"] for name, row in rows.items()}
+    assert len({tuple(kept[f"random-64{seed}"]) for seed in ("", "-seed1", "-seed2")}) == 3  # three different sets
+
+
+@pytest.mark.parametrize("plan", ["full", "dart-64"])
+def test_verify_finds_the_bundle_equal_to_the_model(plan: str, demo: Path, checkpoint: Path, scenes: Path) -> None:
+    found = told("verify", demo, "--plan", plan, "--model", checkpoint, "--data", scenes / "questions.jsonl", "--limit", 2)
+    assert found["plan"] == plan and found["good"] is True and found["differ"] == []
+    assert found["questions"] == found["same_text"] == 2
+    assert 0 < found["logits"] <= found["tolerance"] == 1e-4  # nothing compared with itself is this far from zero
+
+
+def test_verify_finds_another_model_different(demo: Path, checkpoint: Path, scenes: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.numpy import load_file, save_file
+    other = tmp_path / "other"
+    shutil.copytree(checkpoint, other)
+    for path in other.glob("*.safetensors"):
+        save_file({name: tensor * 0.5 if "multi_modal_projector" in name else tensor for name, tensor in load_file(path).items()}, path,
+                  metadata={"format": "pt"})
+    result = CliRunner().invoke(main, ["verify", str(demo), "--plan", "full", "--model", str(other), "--data", str(scenes / "questions.jsonl"),
+                                       "--limit", "1", "--json"])
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert found["good"] is False and found["logits"] > found["tolerance"]
+
+
+def test_export_then_compress_is_compile(demo: Path, checkpoint: Path, tmp_path: Path) -> None:
+    stdout("export", checkpoint, "-o", tmp_path / "neutral")
+    neutral = Bundle.open(tmp_path / "neutral").manifest
+    assert list(neutral.plans) == ["full"] and list(neutral.plans["full"].variants) == ["neutral"]
+    stdout("compress", tmp_path / "neutral", "-o", tmp_path / "out", "--method", "cls", "--method", "dart", "--keep", "64")
+    made, compiled = Bundle.open(tmp_path / "out"), Bundle.open(demo)
+    assert list(made.manifest.plans) == ["full", "cls-64", "dart-64"] and made.manifest.default_plan == "cls-64"
+    assert {name: info for name, info in compiled.manifest.files.items() if name in made.manifest.files} == made.manifest.files
+    for name, info in made.manifest.files.items():
+        assert info.sha256 == sha256_of(tmp_path / "out" / name) == sha256_of(demo / name), name
+    assert {name: plan for name, plan in compiled.manifest.plans.items() if name in made.manifest.plans} == made.manifest.plans
+
+
+def test_compress_in_place(demo: Path, tmp_path: Path) -> None:
+    import os
+    import shutil
+    bundle = tmp_path / "bundle"
+    shutil.copytree(demo, bundle, copy_function=os.link)
+    weights = (bundle / "graphs" / "weights.bin").stat().st_ino
+    stdout("compress", bundle, "-o", bundle, "--method", "random:seed=5", "--keep", "1%", "--position", "compact")
+    plan = Bundle.open(bundle).manifest.plans["random-6-seed5-compact"]
+    assert (plan.visual_tokens, plan.position, plan.steps[0].parameters) == (6, "compact", {"seed": 5})
+    assert (bundle / "graphs" / "weights.bin").stat().st_ino == weights, "weights are shared, not copied"
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    answer, = told("run", bundle, "--prompt", "x", "--max-new-tokens", 2)
+    assert answer["plan"] == "random-6-seed5-compact"
