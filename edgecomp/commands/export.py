@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from edgecomp.commands.options import OUTPUT, say
-from edgecomp.compile import EXPORTER
 
 
 @click.command("export")
@@ -17,6 +16,7 @@ from edgecomp.compile import EXPORTER
 @click.option("--context", type=click.IntRange(min=1), help="Rows of the window. [default: 2048, or the model's]")
 def command(model: str, out: Path, precision: str, context: int | None) -> None:
     """Export MODEL, a Hugging Face folder or hub name, to a bundle of neutral graphs: no budget, no backend yet."""
+    from edgecomp.compile import EXPORTER
     from edgecomp.writer import goal
     with goal(out):  # checked before the model is loaded
         importlib.import_module(EXPORTER).export(model, out, precision=precision, context=context, say=say)

@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -33,8 +34,8 @@ def tree(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         status = path.lstat()
-        small = path.is_file() and not path.is_symlink() and status.st_size < 2**20
-        found[str(path.relative_to(folder))] = (status.st_mode, status.st_size if path.is_file() else 0, status.st_ino, path.read_bytes() if small else None)
+        content = path.read_bytes() if stat.S_ISREG(status.st_mode) and status.st_size < 2**20 else status.st_mtime_ns
+        found[str(path.relative_to(folder))] = (status.st_mode, status.st_ino, None if stat.S_ISDIR(status.st_mode) else content)
     return found
 
 
@@ -236,7 +237,8 @@ def test_a_method_that_there_is_not(method: str, telling: str, tmp_path: Path, r
     (["run", "BUNDLE", "--prompt", "x", "--plan", ""], "unknown plan '' (known: cls-128"),
     (["eval", "BUNDLE", "--data", "QUESTIONS", "--plan", "ful"], "unknown plan 'ful'; did you mean 'full'?"),
     (["profile", "BUNDLE", "--plan", "pool-65"], "unknown plan 'pool-65'; did you mean 'pool-64'?"),
-    (["run", "BUNDLE", "--prompt", "x", "--backend", "onnxruntim"], "unknown backend 'onnxruntim'; did you mean 'onnxruntime'? (known: auto, null, onnxruntime)"),
+    (["run", "BUNDLE", "--prompt", "x", "--backend", "onnxruntim"],
+     "unknown backend 'onnxruntim'; did you mean 'onnxruntime'? (known: auto, null, onnxruntime)"),
     (["devices", "rtx-409"], "did you mean 'rtx-4090'?"),
 ])
 def test_a_name_that_is_in_no_table(args: list[str], telling: str, demo: Path, scenes: Path, refused: Callable[..., str]) -> None:
@@ -328,7 +330,7 @@ def test_a_picture_that_cannot_be_used(kind: str, telling: str, demo: Path, tmp_
 @pytest.mark.parametrize(("options", "telling"), [
     (["--prompt", ""], "the prompt is empty: ask something"),
     (["--prompt", " \n\t"], "the prompt is empty: ask something"),
-    (["--prompt", "what is it? " * 2000], "rows, 0 of them visual tokens, which leaves no room for an answer in the window of 2048 rows"),
+    (["--prompt", "what is it? " * 2000], "rows, 0 of them visual tokens, which leaves no room for an answer in the window of 1536 rows"),
     (["--prompt", "x", "--temperature", "-1"], "temperature -1.0 is out of range: 0 is greedy, 0.2 to 1 is usual"),
     (["--prompt", "x", "--temperature", "nan"], "temperature nan is out of range"),
     (["--prompt", "x", "--temperature", "1", "--top-p", "0"], "top_p 0.0 is out of range: give one above 0 and up to 1"),
@@ -492,7 +494,7 @@ def test_a_manifest_that_is_none(text: bytes, telling: str, tmp_path: Path, refu
 
 @pytest.mark.parametrize(("template", "telling"), [
     ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "the chat template fails (access to attribute '__class__' of 'str' object is unsafe)"),
-    ("{{ messages.append.__globals__ }}", "the chat template fails (access to attribute '__globals__'"),
+    ("{{ cycler.__init__.__globals__ }}", "the chat template fails (access to attribute '__init__' of 'type' object is unsafe)"),
     ("{% for n in range(10 ** 9) %}{% endfor %}", "the chat template fails (Range too big"),
     ("{% if %}", "the chat template has an error in line 1"),
     ("{{ raise_exception('no') }}", "the chat template refuses the messages: no"),
@@ -524,50 +526,74 @@ def test_a_graph_that_is_none(copy: Path, refused: Callable[..., str]) -> None:
     ([], "questions.jsonl has no questions"),
     (["", "  "], "questions.jsonl has no questions"),
     (["GOOD", "GOOD", "{bad"], "questions.jsonl, line 3: not an object with image, question and answer (JSONDecodeError"),
-    (["GOOD", "", '{"image": "a.jpg", "question": "x"}'], "questions.jsonl, line 3: not an object with image, question and answer (KeyError: 'answer')"),
+    (["GOOD", "", '{"image": "a.jpg", "question": "x"}'], "questions.jsonl, line 3: not an object with image, question and answer "
+                                                           "(KeyError: 'answer')"),
     (["GOOD", "[1]"], "questions.jsonl, line 2: not an object"),
     (["GOOD", '{"image": 3, "question": "x", "answer": "y"}'], "questions.jsonl, line 2: not an object"),
     (['{"image": "a.jpg", "question": " ", "answer": "y"}'], "questions.jsonl, line 1: not an object with image, question and answer "
                                                              "(ValueError: the question is empty)"),
     (["GOOD", '{"image": "gone.jpg", "question": "x", "answer": "y"}'], "gone.jpg: no such file; the questions name it relative to their own file"),
 ])
-@pytest.mark.parametrize("command", ["eval", "verify"])
-def test_questions_that_cannot_be_asked(command: str, lines: list[str] | None, telling: str, demo: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_questions_that_cannot_be_asked(lines: list[str] | None, telling: str, demo: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     data = tmp_path / "questions.jsonl"
     if lines is not None:
         shutil.copy(SCENE, tmp_path / "scene.jpg")
         good = json.dumps({"image": "scene.jpg", "question": "is there a red ring?", "answer": "no"})
         data.write_text("\n".join(good if line == "GOOD" else line for line in lines))
-    if command == "verify" and "gone.jpg" in telling:
-        pytest.skip("verify compares with a model that takes seconds to load; eval shows it")
-    assert telling in refused(command, demo, "--data", data, busy="gone.jpg" in telling)
+    assert telling in refused("eval", demo, "--plan", "stride-64", "--data", data, busy="gone.jpg" in telling)
+
+
+@pytest.mark.parametrize("command", ["verify", "profile"])
+def test_other_commands_read_questions_too(command: str, demo: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "questions.jsonl").write_text("{bad")
+    assert "questions.jsonl, line 1: not an object" in refused(command, demo, "--plan", "full", "--data", tmp_path / "questions.jsonl")
 
 
 def test_questions_with_unicode_line_separators_are_one_line(demo: Path, tmp_path: Path) -> None:
     shutil.copy(SCENE, tmp_path / "scene.jpg")
     row = {"image": "scene.jpg", "question": "what number is written?", "answer": "74", "task": "a\u2028b\x85c"}
-    (tmp_path / "questions.jsonl").write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
-    result = CliRunner().invoke(main, ["eval", str(demo), "--plan", "stride-64", "--data", str(tmp_path / "questions.jsonl"), "--backend", "null", "--json"])
+    data = tmp_path / "questions.jsonl"
+    data.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
+    result = CliRunner().invoke(main, ["eval", str(demo), "--plan", "stride-64", "--data", str(data), "--backend", "null", "--json"])
     assert result.exit_code == 0, result.output
     assert list(json.loads(result.stdout)["by_task"]) == ["a\u2028b\x85c"]
 
 
 # ---- the goal ----
 
-def writers(demo: Path, checkpoint: Path) -> dict[str, list[object]]:
-    return {"compress": ["compress", demo, "--method", "stride", "--keep", 9], "compile": ["compile", checkpoint, "--method", "stride", "--keep", 9],
-            "export": ["export", checkpoint]}
+@pytest.fixture(scope="module")
+def tiny(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with random weights of some hundred kilobytes, which is exported in little more time than torch takes to load."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    folder = tmp_path_factory.mktemp("tiny")
+    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=70, patch_size=14)
+    text = LlamaConfig(vocab_size=411, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=3)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(checkpoint / name, folder)
+    settings = json.loads((checkpoint / "processor_config.json").read_text())
+    settings["image_processor"] |= {"size": {"shortest_edge": 70}, "crop_size": 70}
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture
+def writers(demo: Path, tiny: Path) -> dict[str, list[object]]:
+    """The commands that write bundles, less where to."""
+    return {"compress": ["compress", demo, "--method", "stride", "--keep", 9], "compile": ["compile", tiny, "--method", "stride", "--keep", 9],
+            "export": ["export", tiny]}
 
 
 @pytest.mark.parametrize("command", ["compress", "compile", "export"])
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_a_goal_that_exists_and_is_no_bundle(command: str, kind: str, demo: Path, checkpoint: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_a_goal_that_exists_and_is_no_bundle(command: str, kind: str, writers: dict[str, list[object]], tmp_path: Path,
+                                             refused: Callable[..., str]) -> None:
     out = tmp_path / "out"
     if kind == "file":
         out.write_text("letters of a lifetime")
     else:
         (out / "letters").mkdir(parents=True)
-    said = refused(*writers(demo, checkpoint)[command], "-o", out)
+    said = refused(*writers[command], "-o", out)
     assert said == f"{out} exists and is not a bundle: choose another name, or remove it first"
 
 
@@ -575,12 +601,10 @@ def test_a_goal_that_exists_and_is_no_bundle(command: str, kind: str, demo: Path
 @pytest.mark.parametrize(("place", "telling"), [
     ("file/out", "File exists"), ("file/below/out", "Not a directory"), ("/proc/out", "No such file or directory"), ("n" * 300, "File name too long"),
 ])
-def test_a_goal_that_cannot_be_written(command: str, place: str, telling: str, demo: Path, checkpoint: Path, tmp_path: Path,
+def test_a_goal_that_cannot_be_written(command: str, place: str, telling: str, writers: dict[str, list[object]], tmp_path: Path,
                                        refused: Callable[..., str]) -> None:
     (tmp_path / "file").write_text("a file, no folder")
-    if command == "export" and place == "/proc/out":
-        pytest.skip("the folder is made after the model is loaded, as in `compile`")
-    said = refused(*writers(demo, checkpoint)[command], "-o", tmp_path / place)
+    said = refused(*writers[command], "-o", tmp_path / place, busy=command == "export" and place == "/proc/out")  # all others before any work
     assert said.startswith(f"{tmp_path / place} cannot be written: {telling}") and said.endswith("make room, or choose another place")
 
 
@@ -598,12 +622,12 @@ def limited(most: int, *args: object) -> subprocess.CompletedProcess[str]:
 
 
 # where a file stops growing: in the first graph, in the manifest (the largest file that compress writes), in the weights that export writes
-@pytest.mark.parametrize(("command", "most"), [("compress", 50_000), ("compress", 200_000), ("export", 1_000_000), ("export", 20_000_000)])
-def test_a_full_disk(command: str, most: int, demo: Path, checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("command", "most"), [("compress", 50_000), ("compress", 200_000), ("export", 100_000)])
+def test_a_full_disk(command: str, most: int, writers: dict[str, list[object]], demo: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(demo, out, copy_function=os.link)
     before = tree(tmp_path)
-    result = limited(most, *writers(demo, checkpoint)[command], "-o", out)
+    result = limited(most, *writers[command], "-o", out)
     assert result.returncode == 1
     said = message(result.stderr.splitlines(), 1)
     assert said.startswith(f"{out} cannot be written: {os.strerror(errno.EFBIG)} (") and "MiB free there); nothing was left behind" in said
@@ -647,38 +671,49 @@ def test_ctrl_c_while_compressing(line: str, demo: Path, older: Path) -> None:
     assert not any(word in text for text in lines for word in ("Traceback", "File ", "Exception")), lines
 
 
-@pytest.mark.parametrize("line", ["tracing the decoder", "writing the decoder"])
-def test_ctrl_c_while_compiling(line: str, checkpoint: Path, older: Path) -> None:
-    code, lines = interrupt_at(line, "compile", checkpoint, "-o", older, "--method", "stride", "--keep", 9)
+@pytest.mark.parametrize("line", ["tracing the decoder", "compressing to 9"])
+def test_ctrl_c_while_compiling(line: str, tiny: Path, older: Path) -> None:
+    code, lines = interrupt_at(line, "compile", tiny, "-o", older, "--method", "stride", "--keep", 9)
     assert code in (1, 130) and lines[-1] == "Aborted!"
     assert not any(word in text for text in lines for word in ("Traceback", "File ", "Exception")), lines
 
 
 AT_RENAME = """
 import os, signal, sys
-seen = 0
+out, seen = sys.argv[sys.argv.index("-o") + 1], []
 def hook(event, args):
-    global seen
-    if event == "os.rename":
-        seen += 1
-        if seen == {number}:
-            os.kill(os.getpid(), signal.SIGINT)
+    if event == "os.rename" and str(args[{argument}]) == out:
+        {happens}
 sys.addaudithook(hook)
 from edgecomp.cli import main
 main()
 """
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_ctrl_c_while_one_bundle_takes_the_place_of_another(number: int, demo: Path, tmp_path: Path) -> None:
-    """Between the two renames there is no bundle in place; the signal has to wait, and nothing to be left beside."""
-    out = tmp_path / "out"
+def at_rename(argument: int, happens: str, demo: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    """Compresses to `out` where a bundle is; something happens as it is renamed away (argument 0) or the new one to its place (1)."""
     shutil.copytree(demo, out, copy_function=os.link)
-    result = subprocess.run([sys.executable, "-c", AT_RENAME.format(number=number), "compress", str(demo), "-o", str(out), "--method", "stride",
-                             "--keep", "9"], capture_output=True, text=True)
+    program = AT_RENAME.format(argument=argument, happens=happens)
+    return subprocess.run([sys.executable, "-c", program, "compress", str(demo), "-o", str(out), "--method", "stride", "--keep", "9"],
+                          capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("argument", [0, 1])
+def test_ctrl_c_while_one_bundle_takes_the_place_of_another(argument: int, demo: Path, tmp_path: Path) -> None:
+    """Between the two renames no bundle is in place: the signal has to wait for both."""
+    result = at_rename(argument, "os.kill(os.getpid(), signal.SIGINT)", demo, tmp_path / "out")
     assert result.returncode in (1, 130) and result.stderr.splitlines()[-1] == "Aborted!" and "Traceback" not in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert Bundle.open(out).manifest.default_plan == "stride-9"
+    assert Bundle.open(tmp_path / "out").manifest.default_plan == "stride-9"
+
+
+def test_a_disk_that_fails_while_one_bundle_takes_the_place_of_another(demo: Path, tmp_path: Path) -> None:
+    once = f"seen.append(event)\n        if len(seen) == 1: raise OSError({errno.EIO}, 'the disk is gone')"
+    result = at_rename(1, once, demo, tmp_path / "out")
+    assert result.returncode == 1
+    assert message(result.stderr.splitlines(), 1).startswith(f"{tmp_path / 'out'} cannot be written: the disk is gone (")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert Bundle.open(tmp_path / "out").manifest == Bundle.open(demo).manifest
 
 
 def endless(demo: Path) -> list[str]:

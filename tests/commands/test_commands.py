@@ -2,7 +2,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
+import os
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from edgecomp import devices, methods
+from edgecomp import __version__, devices, methods
 from edgecomp.cli import COMMANDS, main
 from edgecomp_runtime.bundle import Bundle, sha256_of
 
@@ -40,7 +43,6 @@ def test_help_lists_the_commands_in_the_order_of_the_table() -> None:
 
 
 def test_version() -> None:
-    from edgecomp import __version__
     assert stdout("--version") == f"edgecomp {__version__}\n"
 
 
@@ -69,7 +71,6 @@ def test_inspect(demo: Path) -> None:
 
 
 def test_doctor() -> None:
-    import importlib.metadata
     found = told("doctor")
     ability = found["abilities"]["run bundles on ONNX Runtime"]
     assert ability == {"ok": True, "packages": {"onnxruntime": importlib.metadata.version("onnxruntime")}, "advice": ""}
@@ -158,8 +159,6 @@ def test_verify_finds_the_bundle_equal_to_the_model(plan: str, demo: Path, check
 
 
 def test_verify_finds_another_model_different(demo: Path, checkpoint: Path, scenes: Path, tmp_path: Path) -> None:
-    import shutil
-
     from safetensors.numpy import load_file, save_file
     other = tmp_path / "other"
     shutil.copytree(checkpoint, other)
@@ -187,8 +186,6 @@ def test_export_then_compress_is_compile(demo: Path, checkpoint: Path, tmp_path:
 
 
 def test_compress_in_place(demo: Path, tmp_path: Path) -> None:
-    import os
-    import shutil
     bundle = tmp_path / "bundle"
     shutil.copytree(demo, bundle, copy_function=os.link)
     weights = (bundle / "graphs" / "weights.bin").stat().st_ino

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -80,7 +81,7 @@ class Clip:
 @pytest.fixture(scope="module")
 def clip(checkpoint: Path, pixels: np.ndarray) -> Clip:
     from transformers import AutoModelForImageTextToText
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
+    model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
     assert model.config.vision_feature_layer == -2
     with torch.no_grad():
         seen = model.model.vision_tower(torch.from_numpy(pixels), output_attentions=True, output_hidden_states=True)

@@ -168,8 +168,9 @@ def test_a_bundle_that_was_moved_and_made_read_only_runs_from_anywhere(demo: Pat
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = {path: (path.stat().st_mtime_ns, path.stat().st_mode) for path in every}
     try:
-        result = subprocess.run([sys.executable, "-m", "edgecomp", "run", moved.name, "--plan", "cls-64", "--image", str(picture), "--prompt", question],
-                                cwd=moved.parent, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+        ask = ["run", moved.name, "--plan", "cls-64", "--image", str(picture), "--prompt", question]
+        result = subprocess.run([sys.executable, "-m", "edgecomp", *ask], cwd=moved.parent, capture_output=True, text=True,
+                                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
         assert result.returncode == 0, result.stderr
         assert result.stdout.strip() == expected.strip() != ""
         assert {path: (path.stat().st_mtime_ns, path.stat().st_mode) for path in [moved, *moved.rglob("*")]} == before

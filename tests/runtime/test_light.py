@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from edgecomp.cli import COMMANDS
+
 HEAVY = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript")
 
 # a machine on which packages are not installed; importing one says what Python says there
@@ -88,7 +90,8 @@ def test_a_device_needs_none_of_the_compilers_packages(command: str, demo: Path,
             "eval": [demo, "--plan", "dart-64", "--data", scenes / "questions.jsonl", "--limit", 1], "inspect": [demo]}.get(command, [])
     result = python(WITHOUT.format(missing=HEAVY), command, *args)
     assert result.returncode == 0, result.stderr
-    assert {"run": "74", "eval": "correct %", "inspect": "576 visual tokens", "devices": "rtx-4090", "doctor": "yes  run bundles"}[command] in result.stdout
+    telling = {"run": "74", "eval": "correct %", "inspect": "576 visual tokens", "devices": "rtx-4090", "doctor": "yes  run bundles"}
+    assert telling[command] in result.stdout
 
 
 @pytest.mark.parametrize(("command", "args"), [
@@ -105,6 +108,20 @@ def test_what_needs_them_says_what_to_install(command: str, args: list[str], dem
     assert start == f"edgecomp: `edgecomp {command}`" and package.partition(".")[0] in HEAVY
     assert advice == "which is not installed: pip install 'edgecomp[export]'"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_help_of_every_command_needs_none_of_them() -> None:
+    program = WITHOUT.replace('main(prog_name="edgecomp")', """
+from edgecomp.cli import COMMANDS
+for name in COMMANDS:
+    try:
+        main([name, "--help"], prog_name="edgecomp")
+    except SystemExit as ended:
+        assert ended.code == 0, name
+""")
+    result = python(program.format(missing=HEAVY))
+    assert result.returncode == 0 and result.stderr == ""
+    assert [line.split()[2] for line in result.stdout.splitlines() if line.startswith("Usage: ")] == list(COMMANDS)
 
 
 def test_a_device_without_a_backend_is_told_so(demo: Path) -> None:
