@@ -343,7 +343,7 @@ def test_a_picture_that_cannot_be_used(kind: str, telling: str, demo: Path, tmp_
     (["--raw", "--prompt", "<image> x", "--image", str(SCENE), "--image", str(SCENE)], "the prompt has 1 places for images and 2 images were given"),
 ])
 def test_a_prompt_or_sampling_that_cannot_be(options: list[str], telling: str, demo: Path, refused: Callable[..., str]) -> None:
-    assert telling in refused("run", demo, "--plan", "stride-64", *options)
+    assert telling in refused("run", demo, "--plan", "stride-64", "--backend", "null", *options)
 
 
 def test_an_empty_further_turn(demo: Path) -> None:
@@ -621,8 +621,8 @@ def limited(most: int, *args: object) -> subprocess.CompletedProcess[str]:
                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)))
 
 
-# where a file stops growing: in the first graph, in the manifest (the largest file that compress writes), in the weights that export writes
-@pytest.mark.parametrize(("command", "most"), [("compress", 50_000), ("compress", 200_000), ("export", 100_000)])
+# a file stops growing in the first graph, or in the weights; `test_folders_made_for_a_goal_go_again` has the manifest, the largest file of compress
+@pytest.mark.parametrize(("command", "most"), [("compress", 50_000), ("export", 100_000)])
 def test_a_full_disk(command: str, most: int, writers: dict[str, list[object]], demo: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(demo, out, copy_function=os.link)
@@ -671,9 +671,9 @@ def test_ctrl_c_while_compressing(line: str, demo: Path, older: Path) -> None:
     assert not any(word in text for text in lines for word in ("Traceback", "File ", "Exception")), lines
 
 
-@pytest.mark.parametrize("line", ["tracing the decoder", "compressing to 9"])
-def test_ctrl_c_while_compiling(line: str, tiny: Path, older: Path) -> None:
-    code, lines = interrupt_at(line, "compile", tiny, "-o", older, "--method", "stride", "--keep", 9)
+def test_ctrl_c_while_compiling(tiny: Path, older: Path) -> None:
+    """There is the folder of the neutral bundle then, and in it the one that is being filled."""
+    code, lines = interrupt_at("tracing the decoder", "compile", tiny, "-o", older, "--method", "stride", "--keep", 9)
     assert code in (1, 130) and lines[-1] == "Aborted!"
     assert not any(word in text for text in lines for word in ("Traceback", "File ", "Exception")), lines
 

@@ -113,29 +113,34 @@ def test_a_second_turn_reuses_the_rows_and_the_picture_of_the_first(demo: Path, 
 
 
 def test_eval_is_what_run_answers(demo: Path, scenes: Path) -> None:
-    questions = [json.loads(line) for line in (scenes / "questions.jsonl").read_text().splitlines()[:6]]
-    found = told("eval", demo, "--plan", "dart-64", "--data", scenes / "questions.jsonl", "--limit", 6)
+    questions = [json.loads(line) for line in (scenes / "questions.jsonl").read_text().splitlines()[:5]]
+    found = told("eval", demo, "--plan", "dart-64", "--data", scenes / "questions.jsonl", "--limit", 5)
     said = [told("run", demo, "--plan", "dart-64", "--image", scenes / q["image"], "--prompt", q["question"])[0]["answer"] for q in questions]
 
     def same(a: str, b: str) -> bool:
         return " ".join(a.lower().split()).rstrip(".") == " ".join(b.lower().split()).rstrip(".")
     right = [same(answer, q["answer"]) for answer, q in zip(said, questions)]
     assert 0 < sum(right) < len(right), "choose questions of which some are answered right and some wrong"
-    assert found["plan"] == "dart-64" and found["questions"] == 6
-    assert found["accuracy"] == pytest.approx(100 * sum(right) / 6)
+    assert found["plan"] == "dart-64" and found["questions"] == 5
+    assert found["accuracy"] == pytest.approx(100 * sum(right) / 5)
     tasks = Counter(q["task"] for q in questions)
     assert found["by_task"] == pytest.approx({t: 100 * sum(r for r, q in zip(right, questions) if q["task"] == t) / n for t, n in tasks.items()})
     assert found["wrong"] == [{"image": str(scenes / q["image"]), "question": q["question"], "answer": q["answer"], "said": answer}
                               for q, answer, r in zip(questions, said, right) if not r]
 
 
-def test_profile_measures_the_plan_beside_its_baselines(demo: Path, scenes: Path) -> None:
+def test_profile_measures_the_plan_beside_its_baselines(demo: Path, scenes: Path, tmp_path: Path) -> None:
+    questions = [json.loads(line) for line in (scenes / "questions.jsonl").read_text().splitlines()]
+    chosen = [q for q in questions if q["task"] in ("where", "number") and q["image"] < "images/scene-02"]
+    assert len({q["image"] for q in chosen}) == 2
+    data, prompt = tmp_path / "questions.jsonl", "what number is written?"
+    data.write_text("\n".join(json.dumps({**q, "image": str(scenes / q["image"])}) for q in chosen))
     beside = sorted(demo.parent.iterdir())
-    found = told("profile", demo, "--plan", "dart-64", "--data", scenes / "questions.jsonl", "--images", 1, "--repeats", 1)
+    found = told("profile", demo, "--plan", "dart-64", "--data", data, "--images", 1, "--prompt", prompt, "--repeats", 1)
     assert sorted(demo.parent.iterdir()) == beside
     rows = {plan["name"]: plan for plan in found["plans"]}
     assert list(rows) == ["full", "dart-64", "random-64", "random-64-seed1", "random-64-seed2", "pool-64"]
-    asked = sum('"images/scene-00.jpg"' in line for line in (scenes / "questions.jsonl").read_text().splitlines())
+    asked = sum(q["image"] == chosen[0]["image"] for q in chosen)
     for name, row in rows.items():
         keep = 576 if name == "full" else 64
         assert row["counts"] == {"enter": keep, "after_cut": keep, "mean_over_layers": keep} and row["keep"] == keep
@@ -145,6 +150,7 @@ def test_profile_measures_the_plan_beside_its_baselines(demo: Path, scenes: Path
         assert row["accuracy"]["questions"] == asked and row["accuracy"]["scenes"] == 1 and 0 <= row["accuracy"]["all"] <= 100
     assert [rows[f"random-64{seed}"]["parameters"]["seed"] for seed in ("", "-seed1", "-seed2")] == [0, 1, 2]
     assert rows["pool-64"]["nearest_to"] is None and rows["pool-64"]["kind"] == "merging"
+    assert found["example"]["question"] == prompt
     kept = {name: example["kept"] for name, example in found["example"]["plans"].items()}
     assert {name: len(places) for name, places in kept.items()} == {name: row["keep"] for name, row in rows.items()}
     assert len({tuple(kept[f"random-64{seed}"]) for seed in ("", "-seed1", "-seed2")}) == 3  # three different sets

@@ -114,7 +114,8 @@ def test_the_decoder_computes_what_it_did(bundle: Bundle, neutral_decoder: onnx.
              for layer in range(info.layers) for kind in ("key", "value")}  # what lies beyond `length` is noise, and must not matter
     positions = np.sort(generator.choice(600, (1, rows), replace=False)).astype(np.int64) + length  # with jumps, as where tokens were pruned
     embeddings = bundle.embeddings()[generator.integers(4, 400, (1, rows))].astype(np.float32)
-    feeds = {"embeddings": embeddings, "positions": positions, "length": np.array([length]), "logit_rows": np.array([0, rows - 1]), **state}
+    rest: dict[str, np.ndarray] = {"positions": positions, "length": np.array([length]), "logit_rows": np.array([0, rows - 1])}
+    feeds = {"embeddings": embeddings, **rest, **state}
     before = reference(neutral_decoder, feeds)
     after = onnxruntime(bundle.file("graphs/decoder.onnxruntime.onnx"), feeds)
     assert before["logits"].shape == (1, 2, 411) and np.ptp(before["logits"]) > 5

@@ -275,7 +275,7 @@ def test_pooling_averages_over_cells_of_the_nearest_aspect(pooling: tuple[Method
 
 
 def test_pooling_refuses_just_the_budgets_it_cannot_make_and_names_the_nearest() -> None:
-    for grid, step in [*((grid, 1) for grid in itertools.product(range(1, 9), repeat=2)), ((24, 24), 41)]:
+    for grid, step in [*((grid, 1) for grid in itertools.product(range(1, 9), range(1, 9))), ((24, 24), 41)]:
         fits = possible(grid)
         for keep in range(1, grid[0] * grid[1] + 1, step):
             place = Place(grid, keep)

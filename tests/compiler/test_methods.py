@@ -31,7 +31,7 @@ GRID = (24, 24)
 TOKENS = 576
 BUDGETS = (64, 128, 192)
 SELECTIONS = ("random", "stride", "cls", "dart")
-PICTURES = ("scene-00.jpg", "scene-03.jpg", "scene-17.jpg")
+PICTURES = ("scene-03.jpg", "scene-17.jpg")
 TIE = 1e-5  # relative; below it, rounding in fp32 may decide
 FEATURES = 1e-4  # absolute, fp32
 
@@ -81,7 +81,7 @@ class Clip:
 @pytest.fixture(scope="module")
 def clip(checkpoint: Path, pixels: np.ndarray) -> Clip:
     from transformers import AutoModelForImageTextToText
-    model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
+    model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
     assert model.config.vision_feature_layer == -2
     with torch.no_grad():
         seen = model.model.vision_tower(torch.from_numpy(pixels), output_attentions=True, output_hidden_states=True)
