@@ -28,7 +28,7 @@ NEAR = 1e-5
 
 def exposed(bundle: Bundle, method: Selection, place: Place) -> ort.InferenceSession:
     """The plan's vision graph with its rule's inputs and order of choice as further outputs."""
-    model = load(bundle.file(bundle.manifest.plans["full"].variants["neutral"]["vision"].file))
+    model = load(bundle.file(bundle.manifest.plans["full"].variants["neutral"]["vision"]))
     at_projector(model, bundle.manifest.vision, method, place, expose=True)
     lower(model)
     path = bundle.path / "graphs" / "exposed.onnx"  # beside the weights that it refers to

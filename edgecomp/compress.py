@@ -72,20 +72,20 @@ def compress(source: Path, out: Path, recipes: Sequence[Recipe], *, dialects: Se
     manifest = bundle.manifest
     planned = [(recipe, _place(recipe, manifest)) for recipe in recipes]
     names = [plan_name(recipe, place.keep) for recipe, place in planned]
-    plans = dict(manifest.plans)
+    plans, graphs = dict(manifest.plans), dict(manifest.graphs)
     with writing(out) as (partial, finish):
         copy_files(bundle, partial)
         for name, (recipe, place) in zip(names, planned):
             if name not in plans:
                 say(f"compressing to {place.keep} of {place.tokens} visual tokens: {name}")
-                plans[name] = _plan(name, recipe, place, manifest, partial)
+                plans[name] = _plan(name, recipe, place, manifest, graphs, partial)
         for name, plan in plans.items():
             for dialect in dialects:
                 if dialect not in plan.variants:
                     say(f"lowering {name} for {dialect}")
-                    variant = {part: _lowered(graph, dialect, partial) for part, graph in plan.variants["neutral"].items()}
+                    variant = {part: _lowered(file, dialect, graphs, partial) for part, file in plan.variants["neutral"].items()}
                     plans[name] = plan = dataclasses.replace(plan, variants={**plan.variants, dialect: variant})
-        finish(dataclasses.replace(manifest, plans=plans, default_plan=names[0] if names else manifest.default_plan))
+        finish(dataclasses.replace(manifest, plans=plans, graphs=graphs, default_plan=names[0] if names else manifest.default_plan))
     return names
 
 
@@ -101,23 +101,26 @@ def _place(recipe: Recipe, manifest: Manifest) -> Place:
     return place
 
 
-def _plan(name: str, recipe: Recipe, place: Place, manifest: Manifest, partial: Path) -> PlanInfo:
+def _plan(name: str, recipe: Recipe, place: Place, manifest: Manifest, graphs: dict[str, GraphInfo], partial: Path) -> PlanInfo:
+    """Splices one plan's vision graph, writes it and adds it to `graphs`."""
     neutral = manifest.plans["full"].variants["neutral"]
-    model = load(partial / neutral["vision"].file)
+    model = load(partial / neutral["vision"])
     at_projector(model, manifest.vision, recipe.method, place)
     file = f"graphs/vision.{name}.onnx"
     save(model, partial / file)
+    graphs[file] = describe(model)
     step = StepInfo(recipe.method.name, recipe.site, place.keep, {p: getattr(recipe.method, p) for p in parameters(type(recipe.method))})
     rows = manifest.decoder.context - (place.tokens - place.keep)  # the window holds one picture's saving
     return PlanInfo((step,), recipe.position, place.keep, (rows,) * manifest.decoder.layers,
-                    {"neutral": {**neutral, "vision": describe(model, file)}})
+                    {"neutral": {**neutral, "vision": file}})
 
 
-def _lowered(graph: GraphInfo, dialect: str, partial: Path) -> GraphInfo:
-    file = f"{graph.file.removesuffix('.onnx')}.{dialect}.onnx"
-    if not (partial / file).exists():
-        model = load(partial / graph.file)
+def _lowered(file: str, dialect: str, graphs: dict[str, GraphInfo], partial: Path) -> str:
+    """The file of a neutral graph in a dialect; written and added to `graphs` unless another plan has had it lowered."""
+    lowered = f"{file.removesuffix('.onnx')}.{dialect}.onnx"
+    if lowered not in graphs:
+        model = load(partial / file)
         lowering(dialect)(model)
-        save(model, partial / file)
-        return describe(model, file)
-    return describe(load(partial / file), file)
+        save(model, partial / lowered)
+        graphs[lowered] = describe(model)
+    return lowered

@@ -15,7 +15,7 @@ def weight_bytes(manifest: Manifest) -> int:
 
 def cache_bytes(manifest: Manifest, plan: PlanInfo, rows: int | None = None) -> int:
     """Bytes of the keys and values of `rows` rows in every layer, or of the whole window."""
-    tensors = [t for t in plan.variants["neutral"]["prefill"].inputs if t.role.startswith("cache_")]
+    tensors = [t for t in manifest.graphs[plan.variants["neutral"]["prefill"]].inputs if t.role.startswith("cache_")]
     total = 0
     for tensor in tensors:
         held = plan.cache_rows[tensor.layer or 0] if rows is None else rows

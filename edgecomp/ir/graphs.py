@@ -55,9 +55,9 @@ def save(model: ir.Model, path: Path) -> None:
     ir.save(model, path)
 
 
-def describe(model: ir.Model, file: str) -> GraphInfo:
+def describe(model: ir.Model) -> GraphInfo:
     """The manifest's entry for a graph whose inputs and outputs are named `role` or `role.layer`."""
-    return GraphInfo(file, tuple(_tensor(v) for v in model.graph.inputs), tuple(_tensor(v) for v in model.graph.outputs))
+    return GraphInfo(tuple(_tensor(v) for v in model.graph.inputs), tuple(_tensor(v) for v in model.graph.outputs))
 
 
 def _tensor(value: ir.Value) -> TensorInfo:

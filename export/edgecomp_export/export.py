@@ -53,18 +53,18 @@ def export(model: str, out: Path, *, precision: str = "fp32", context: int | Non
             traced = tracer(family)
             say(f"writing the {name} graph and its weights")
             weights.move_weights(traced)
-            graphs[name] = describe(traced, f"graphs/{name}.onnx")
-            save(traced, partial / graphs[name].file)
+            graphs[f"graphs/{name}.onnx"] = describe(traced)
+            save(traced, partial / f"graphs/{name}.onnx")
         embeddings = embedding_table(loaded)
         table = weights.add("embeddings", embeddings)
         weights.close()
         names = copy_text(folder, tokenizer, partial)
         full = PlanInfo((), "keep", vision.tokens, (decoder.context,) * decoder.layers,
-                        {"neutral": {"vision": graphs["vision"], "prefill": graphs["decoder"], "decode": graphs["decoder"]}})
+                        {"neutral": {"vision": "graphs/vision.onnx", "prefill": "graphs/decoder.onnx", "decode": "graphs/decoder.onnx"}})
         finish(Manifest(SCHEMA, f"edgecomp {__version__}", SourceInfo(model, loaded.config.model_type, checkpoint.fingerprint(folder)), precision,
                         image, vision, checkpoint.text_info(folder, tokenizer, loaded.config, names),
                         TableInfo(WEIGHTS, table.offset or 0, (embeddings.shape[0], embeddings.shape[1]), embeddings.dtype.name),
-                        decoder, "full", {"full": full}, {}))
+                        decoder, "full", {"full": full}, graphs, {}))
     return out
 
 

@@ -59,7 +59,7 @@ class Bundle:
         bundle = cls(root, manifest)
         for name, expected in manifest.files.items():
             _check_file(bundle.file(name), name, expected, verify_hashes)
-        named = {g.file for p in manifest.plans.values() for v in p.variants.values() for g in v.values()}
+        named = {g for p in manifest.plans.values() for v in p.variants.values() for g in v.values()} | set(manifest.graphs)
         named |= {manifest.embeddings.file, manifest.text.tokenizer} | {f for f in [manifest.text.chat_template] if f}
         if unlisted := sorted(named - set(manifest.files)):
             raise BundleError(f"{root}: {unlisted[0]} is used but has no hash in {MANIFEST}: compile the bundle again")
@@ -141,7 +141,7 @@ def _check_sense(manifest: Manifest) -> None:
         *((f"plan {name!r} with cache rows {list(plan.cache_rows[:9])}, for {layers} layers and a window of {manifest.decoder.context}",
            len(plan.cache_rows) != layers or not all(0 < rows <= manifest.decoder.context for rows in plan.cache_rows))
           for name, plan in manifest.plans.items()),
-        *((f"plan {name!r} with the {dialect} graphs {', '.join(graphs) or 'none'}", not {"vision", "prefill", "decode"} <= set(graphs))
+        *((f"plan {name!r} with the {dialect} graphs {', '.join(graphs) or 'none'}", not ({"vision", "prefill", "decode"} <= set(graphs) and set(graphs.values()) <= set(manifest.graphs)))
           for name, plan in manifest.plans.items() for dialect, graphs in plan.variants.items()),
     ]
     if found := [text for text, is_wrong in wrong if is_wrong]:

@@ -6,6 +6,7 @@ derived at run time that was known at compile time: image geometry, token counts
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import types
@@ -37,8 +38,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GraphInfo:
-    """One ONNX file and what goes in and out of it."""
-    file: str
+    """What goes in and out of one ONNX file."""
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
 
@@ -54,7 +54,7 @@ class StepInfo:
 
 @dataclass(frozen=True)
 class PlanInfo:
-    """One named budget: the graphs to run for it, by dialect and then by part (vision, prefill, decode).
+    """One named budget: the graph files to run for it, by dialect and then by part (vision, prefill, decode).
 
     position: 'keep' (kept tokens stay where they were, the next token is at the unpruned length) or 'compact'.
     cache_rows: rows that each decoder layer's cache holds.
@@ -63,7 +63,7 @@ class PlanInfo:
     position: str
     visual_tokens: int
     cache_rows: tuple[int, ...]
-    variants: dict[str, dict[str, GraphInfo]]
+    variants: dict[str, dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything about a bundle. `plans` always has 'full', the unpruned model."""
+    """Everything about a bundle. `plans` always has 'full', the unpruned model; `graphs` are by file, for plans share them."""
     schema: int
     made_by: str
     source: SourceInfo
@@ -147,6 +147,7 @@ class Manifest:
     decoder: DecoderInfo
     default_plan: str
     plans: dict[str, PlanInfo]
+    graphs: dict[str, GraphInfo]
     files: dict[str, FileInfo]
 
     def to_json(self) -> str:
@@ -186,7 +187,7 @@ def build(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise BundleError(f"{where}: a table is expected, not {value!r:.60}")
-        hints, fields = typing.get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}
+        hints, fields = _hints(kind), {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
         if unknown := sorted(set(value) - set(fields)):
             raise BundleError(f"{where}: unknown field {', '.join(unknown)}")
         missing = [n for n, f in fields.items()
@@ -211,6 +212,9 @@ def build(kind: Any, value: Any, where: str) -> Any:
     elif isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     raise BundleError(f"{where}: {value!r:.60} is not of the expected kind, {_kind(kind)}")
+
+
+_hints = functools.cache(typing.get_type_hints)  # a manifest has thousands of tensors, and evaluating hints is slow
 
 
 def _kind(kind: Any) -> str:

@@ -49,7 +49,8 @@ class Session:
         if self._backend.dialect not in self.plan.variants:
             raise InputError(f"plan {self.plan_name!r} has no graphs for {self._backend.name}: lower it with "
                              f"`edgecomp compress BUNDLE -o BUNDLE --dialect {self._backend.dialect}`")
-        graphs = self.plan.variants[self._backend.dialect]
+        parts = self.plan.variants[self._backend.dialect]
+        graphs = {part: self._manifest.graphs[file] for part, file in parts.items()}
         template = bundle.manifest.text.chat_template
         self.text = Text(bundle.manifest.text, bundle.file(bundle.manifest.text.tokenizer),
                          bundle.file(template).read_text(encoding="utf-8") if template else None)
@@ -57,9 +58,8 @@ class Session:
         rows = min(self.plan.cache_rows)
         self._state = {t.name: aligned_zeros((1, *(rows if s == "capacity" else int(s) for s in t.shape[1:])), t.dtype)
                        for t in graphs["prefill"].inputs if is_state(t.role)}
-        self._decoder = self._backend.load(bundle.file(graphs["prefill"].file), graphs["prefill"], self._state)
-        self._vision_graph = graphs["vision"]
-        self._vision = self._backend.load(bundle.file(graphs["vision"].file), graphs["vision"], {})
+        self._decoder = self._backend.load(bundle.file(parts["prefill"]), graphs["prefill"], self._state)
+        self._vision = self._backend.load(bundle.file(parts["vision"]), graphs["vision"], {})
         self._pixel_type = next(t.dtype for t in graphs["vision"].inputs if t.role == "pixels")
         self._capacity = rows
         self._cached: list[object] = []  # what each row of the KV cache was made from

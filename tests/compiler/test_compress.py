@@ -166,13 +166,14 @@ def test_the_manifest_describes_what_onnxruntime_finds_in_the_graphs(source: Pat
     bundle = Bundle.open(tmp_path / "out")
     kinds = {"float32": "tensor(float)", "int64": "tensor(int64)"}
     for plan, part in itertools.product(("full", "stride-64"), ("vision", "prefill", "decode")):
-        graph = bundle.manifest.plans[plan].variants["onnxruntime"][part]
-        session = ort.InferenceSession(bundle.file(graph.file), providers=["CPUExecutionProvider"])
+        file = bundle.manifest.plans[plan].variants["onnxruntime"][part]
+        graph = bundle.manifest.graphs[file]
+        session = ort.InferenceSession(bundle.file(file), providers=["CPUExecutionProvider"])
         for described, found in ((graph.inputs, session.get_inputs()), (graph.outputs, session.get_outputs())):
             assert [(t.name, kinds[t.dtype], list(t.shape)) for t in described] == [(f.name, f.type, list(f.shape)) for f in found]
-    roles = [t.role for t in bundle.manifest.plans["stride-64"].variants["onnxruntime"]["vision"].outputs]
-    assert roles == ["visual_tokens", "kept"]
-    decoder = bundle.manifest.plans["stride-64"].variants["onnxruntime"]["decode"]
+    parts = bundle.manifest.plans["stride-64"].variants["onnxruntime"]
+    assert [t.role for t in bundle.manifest.graphs[parts["vision"]].outputs] == ["visual_tokens", "kept"]
+    decoder = bundle.manifest.graphs[parts["decode"]]
     for tensors in (decoder.inputs, decoder.outputs):
         assert {(t.role, t.layer) for t in tensors if t.layer is not None} == set(itertools.product(("cache_key", "cache_value"), range(8)))
 
@@ -196,7 +197,7 @@ def test_plans_of_other_parameters_and_positions_stand_side_by_side(source: Path
     bundle = Bundle.open(tmp_path / "out")
     assert [bundle.manifest.plans[n].position for n in ("random-64", "random-64-seed1", "random-64-compact")] == ["keep", "keep", "compact"]
     assert bundle.manifest.plans["random-64-seed1"].steps[0].parameters == {"seed": 1}
-    kept = [ort.InferenceSession(bundle.file(bundle.manifest.plans[n].variants["onnxruntime"]["vision"].file)).run(
+    kept = [ort.InferenceSession(bundle.file(bundle.manifest.plans[n].variants["onnxruntime"]["vision"])).run(
         ["kept"], {"pixels": np.zeros((1, 3, 336, 336), np.float32)})[0].tolist() for n in ("random-64", "random-64-seed1", "random-64-compact")]
     assert kept[0] == kept[2] != kept[1]
 

@@ -150,7 +150,7 @@ def test_the_vision_graph_and_a_method_compute_what_they_did(bundle: Bundle, tmp
 
 
 def lowered_graphs(bundle: Bundle) -> list[str]:
-    return sorted({g.file for plan in bundle.manifest.plans.values() for g in plan.variants["onnxruntime"].values()})
+    return sorted({file for plan in bundle.manifest.plans.values() for file in plan.variants["onnxruntime"].values()})
 
 
 def test_nothing_of_our_own_domains_is_left(bundle: Bundle) -> None:

@@ -237,7 +237,7 @@ def test_pool_is_torch_average_pooling_where_cells_are_whole(exposed: Exposed) -
 # the graphs that a user's bundle holds
 
 def lowered(bundle: Bundle, plan: str) -> Path:
-    return bundle.file(bundle.manifest.plans[plan].variants["onnxruntime"]["vision"].file)
+    return bundle.file(bundle.manifest.plans[plan].variants["onnxruntime"]["vision"])
 
 
 @pytest.mark.parametrize("name", [*SELECTIONS, "pool"])

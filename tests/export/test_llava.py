@@ -124,7 +124,7 @@ def test_neutral_graphs_keep_names_marks_and_one_copy_of_the_weights(demo: Path,
     bundle = Bundle.open(demo)
     names = set(json.loads((checkpoint / "model.safetensors.index.json").read_text())["weight_map"])
     plan = bundle.manifest.plans["full"].variants["neutral"]
-    graphs = {part: ir.load(bundle.file(plan[part].file)) for part in ("vision", "prefill")}
+    graphs = {part: ir.load(bundle.file(plan[part])) for part in ("vision", "prefill")}
     hidden = {part: sorted(n.attributes["layer"].as_int() for n in g.graph if n.op_type == "Mark" and n.attributes["signal"].as_string() == "hidden")
               for part, g in graphs.items()}
     assert hidden == {"vision": list(range(8)), "prefill": list(range(8))}, "the tower's ninth layer is not used, so it is not there"

@@ -198,10 +198,10 @@ NAMES = st.text(st.characters(codec="utf-8"), max_size=8)
 COUNTS = st.integers(0, 2**63)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 TENSORS = st.builds(TensorInfo, NAMES, NAMES, NAMES, st.lists(COUNTS | NAMES, max_size=4).map(tuple), st.none() | COUNTS)
-GRAPHS = st.builds(GraphInfo, NAMES, st.lists(TENSORS, max_size=2).map(tuple), st.lists(TENSORS, max_size=2).map(tuple))
+GRAPHS = st.builds(GraphInfo, st.lists(TENSORS, max_size=2).map(tuple), st.lists(TENSORS, max_size=2).map(tuple))
 STEPS = st.builds(StepInfo, NAMES, NAMES, COUNTS, st.dictionaries(NAMES, COUNTS | NUMBERS | NAMES, max_size=2))
 PLANS = st.builds(PlanInfo, st.lists(STEPS, max_size=2).map(tuple), NAMES, COUNTS, st.lists(COUNTS, max_size=3).map(tuple),
-                  st.dictionaries(NAMES, st.dictionaries(NAMES, GRAPHS, max_size=2), max_size=2))
+                  st.dictionaries(NAMES, st.dictionaries(NAMES, NAMES, max_size=2), max_size=2))
 MANIFESTS = st.builds(
     Manifest, st.just(SCHEMA), NAMES, st.builds(SourceInfo, NAMES, NAMES, NAMES), NAMES,
     st.builds(ImageInfo, st.tuples(COUNTS, COUNTS), st.none() | COUNTS, COUNTS, NUMBERS, st.tuples(NUMBERS, NUMBERS, NUMBERS),
@@ -210,7 +210,7 @@ MANIFESTS = st.builds(
     st.builds(TextInfo, NAMES, st.none() | NAMES, st.dictionaries(NAMES, NAMES, max_size=2), st.lists(COUNTS, max_size=2).map(tuple), NAMES, COUNTS),
     st.builds(TableInfo, NAMES, COUNTS, st.tuples(COUNTS, COUNTS), NAMES),
     st.builds(DecoderInfo, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS), NAMES,
-    st.dictionaries(NAMES, PLANS, max_size=2), st.dictionaries(NAMES, st.builds(FileInfo, COUNTS, NAMES), max_size=2))
+    st.dictionaries(NAMES, PLANS, max_size=2), st.dictionaries(NAMES, GRAPHS, max_size=2), st.dictionaries(NAMES, st.builds(FileInfo, COUNTS, NAMES), max_size=2))
 
 
 @settings(max_examples=60, deadline=None)
