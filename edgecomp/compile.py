@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from edgecomp.compress import Recipe, compress
+from edgecomp.compress import Recipe, compress, tokens_of
+from edgecomp.writer import goal
 
 EXPORTER = "edgecomp_export.export"  # a name only: the compiler does not depend on torch
 
@@ -18,8 +20,11 @@ def compile_model(model: str, out: Path, recipes: Sequence[Recipe], *, precision
     Returns:
         The names of the plans made.
     """
+    for recipe in recipes:
+        tokens_of(recipe.keep, sys.maxsize)  # a budget that no model could meet is refused before the export
     export = importlib.import_module(EXPORTER).export
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.export.", dir=out.parent) as folder:  # on one disk with `out`, for hard links
-        neutral = export(model, Path(folder) / "neutral", precision=precision, context=context, say=say)
-        return compress(neutral, out, recipes, say=say)
+    with goal(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.export.", dir=out.parent) as folder:  # on one disk with `out`, for hard links
+            neutral = export(model, Path(folder) / "neutral", precision=precision, context=context, say=say)
+            return compress(neutral, out, recipes, say=say)

@@ -5,6 +5,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 from edgecomp.dialects import lowering
@@ -32,14 +33,15 @@ class Recipe:
 def tokens_of(keep: str, tokens: int) -> int:
     """'64' is 64; '25%' is max(1, floor(N p / 100 + 1/2)). Raises BudgetError for anything outside 1..N."""
     text = keep.strip()
-    try:
-        number = float(text[:-1]) * tokens / 100 if text.endswith("%") else int(text)
-        count = max(1, math.floor(number + 0.5)) if text.endswith("%") and number > 0 else int(number)
-    except (ValueError, OverflowError):
-        raise BudgetError(f"a budget of {keep!r} is neither a count such as 64 nor a part such as 25%") from None
-    if not 1 <= count <= tokens or number > tokens:
+    try:  # decimal, for 2.51% of 5000 is exactly 125.5 and in binary a little less
+        number = Decimal(text[:-1]) * tokens / 100 if text.endswith("%") else Decimal(int(text))
+    except (ValueError, ArithmeticError):
+        number = Decimal("nan")
+    if not number.is_finite():
+        raise BudgetError(f"a budget of {keep!r} is neither a count such as 64 nor a part such as 25%")
+    if not 0 < number <= tokens:
         raise BudgetError(f"a budget of {keep} is outside what this model has: choose 1 to {tokens} visual tokens, or a part up to 100%")
-    return count
+    return max(1, math.floor(number + Decimal("0.5")))
 
 
 def plan_name(recipe: Recipe, keep: int) -> str:
@@ -96,6 +98,9 @@ def _place(recipe: Recipe, manifest: Manifest) -> Place:
         raise EdgecompError(f"position {recipe.position!r} is none of {', '.join(POSITIONS)}")
     place = Place(manifest.vision.grid, tokens_of(recipe.keep, manifest.vision.tokens))
     recipe.method.check(place)
+    if cache_rows(place, manifest) < 1:
+        raise EdgecompError(f"a window of {manifest.decoder.context} rows does not hold one picture's {place.tokens} visual tokens: "
+                            "compile with a larger --context")
     if "cls_attention" in recipe.method.taxonomy.signals and not manifest.vision.has_cls:
         raise EdgecompError(f"method {recipe.method.name!r} reads the CLS token's attention, and this vision tower has no CLS token")
     return place
@@ -110,9 +115,13 @@ def _plan(name: str, recipe: Recipe, place: Place, manifest: Manifest, graphs: d
     save(model, partial / file)
     graphs[file] = describe(model)
     step = StepInfo(recipe.method.name, recipe.site, place.keep, {p: getattr(recipe.method, p) for p in parameters(type(recipe.method))})
-    rows = manifest.decoder.context - (place.tokens - place.keep)  # the window holds one picture's saving
-    return PlanInfo((step,), recipe.position, place.keep, (rows,) * manifest.decoder.layers,
+    return PlanInfo((step,), recipe.position, place.keep, (cache_rows(place, manifest),) * manifest.decoder.layers,
                     {"neutral": {**neutral, "vision": file}})
+
+
+def cache_rows(place: Place, manifest: Manifest) -> int:
+    """Rows of each layer's cache: the window less what one picture saves."""
+    return manifest.decoder.context - (place.tokens - place.keep)
 
 
 def _lowered(file: str, dialect: str, graphs: dict[str, GraphInfo], partial: Path) -> str:

@@ -25,8 +25,5 @@ def command(model: str, out: Path, methods: tuple[str, ...], keeps: tuple[str, .
     edgecomp compile llava-hf/llava-1.5-7b-hf -o llava --method dart --keep 64 --keep 25%
     """
     from edgecomp.compile import compile_model
-    from edgecomp.writer import goal
-    planned = recipes(methods, keeps, position)
-    with goal(out):  # checked before the model is loaded
-        names = compile_model(model, out, planned, precision=precision, context=context, say=say)
+    names = compile_model(model, out, recipes(methods, keeps, position), precision=precision, context=context, say=say)
     say(f"{out} is ready, with the plans {', '.join(['full', *names])}")

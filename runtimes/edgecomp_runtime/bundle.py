@@ -80,6 +80,13 @@ class Bundle:
             raise BundleError(f"{name!r} is a link that leaves the bundle: do not use this bundle")
         return path
 
+    def read_text(self, name: str) -> str:
+        """The text of a file of the bundle. Raises BundleError where it is not UTF-8."""
+        try:
+            return self.file(name).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{name} of the bundle is not UTF-8 text ({error.reason} at byte {error.start}): compile the bundle again") from None
+
     def plan(self, name: str | None = None) -> tuple[str, PlanInfo]:
         """The named plan, or the default one, with its name. Raises UnknownNameError."""
         name = self.manifest.default_plan if name is None else name

@@ -47,13 +47,11 @@ class Session:
         self.plan_name, self.plan = bundle.plan(plan)
         self._backend = backends.backend(backend, threads)
         if self._backend.dialect not in self.plan.variants:
-            raise InputError(f"plan {self.plan_name!r} has no graphs for {self._backend.name}: lower it with "
-                             f"`edgecomp compress BUNDLE -o BUNDLE --dialect {self._backend.dialect}`")
+            raise InputError(f"plan {self.plan_name!r} has no graphs for {self._backend.name}: lower it with `edgecomp compress BUNDLE -o BUNDLE`")
         parts = self.plan.variants[self._backend.dialect]
         graphs = {part: self._manifest.graphs[file] for part, file in parts.items()}
         template = bundle.manifest.text.chat_template
-        self.text = Text(bundle.manifest.text, bundle.file(bundle.manifest.text.tokenizer),
-                         bundle.file(template).read_text(encoding="utf-8") if template else None)
+        self.text = Text(bundle.manifest.text, bundle.file(bundle.manifest.text.tokenizer), bundle.read_text(template) if template else None)
         self._embeddings = bundle.embeddings()
         rows = min(self.plan.cache_rows)
         self._state = {t.name: aligned_zeros((1, *(rows if s == "capacity" else int(s) for s in t.shape[1:])), t.dtype)

@@ -610,7 +610,7 @@ def test_a_goal_that_cannot_be_written(command: str, place: str, telling: str, w
 
 def test_folders_made_for_a_goal_go_again(demo: Path, tmp_path: Path) -> None:
     """Every command checks before it makes folders, so the failure here is in the middle of writing."""
-    result = limited(200_000, "compress", demo, "-o", tmp_path / "a" / "b" / "out", "--method", "dart", "--keep", 9)
+    result = limited(50_000, "compress", demo, "-o", tmp_path / "a" / "b" / "out", "--method", "dart", "--keep", 9)
     assert result.returncode == 1 and "cannot be written: File too large" in message(result.stderr.splitlines(), 1)
     assert tree(tmp_path) == {}
 

@@ -40,7 +40,8 @@ def neutral(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             if not name.endswith(".onnx") or name in ("graphs/vision.onnx", "graphs/decoder.onnx"):
                 (partial / name).parent.mkdir(exist_ok=True)
                 os.link(demo / name, partial / name)
-        finish(dataclasses.replace(manifest, default_plan="full", files={},
+        graphs = {name: manifest.graphs[name] for name in full.variants["neutral"].values()}
+        finish(dataclasses.replace(manifest, default_plan="full", files={}, graphs=graphs,
                                    plans={"full": dataclasses.replace(full, variants={"neutral": full.variants["neutral"]})}))
     return out
 

@@ -210,7 +210,8 @@ MANIFESTS = st.builds(
     st.builds(TextInfo, NAMES, st.none() | NAMES, st.dictionaries(NAMES, NAMES, max_size=2), st.lists(COUNTS, max_size=2).map(tuple), NAMES, COUNTS),
     st.builds(TableInfo, NAMES, COUNTS, st.tuples(COUNTS, COUNTS), NAMES),
     st.builds(DecoderInfo, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS), NAMES,
-    st.dictionaries(NAMES, PLANS, max_size=2), st.dictionaries(NAMES, GRAPHS, max_size=2), st.dictionaries(NAMES, st.builds(FileInfo, COUNTS, NAMES), max_size=2))
+    st.dictionaries(NAMES, PLANS, max_size=2), st.dictionaries(NAMES, GRAPHS, max_size=2),
+    st.dictionaries(NAMES, st.builds(FileInfo, COUNTS, NAMES), max_size=2))
 
 
 @settings(max_examples=60, deadline=None)
