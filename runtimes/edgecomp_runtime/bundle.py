@@ -148,8 +148,10 @@ def _check_sense(manifest: Manifest) -> None:
         *((f"plan {name!r} with cache rows {list(plan.cache_rows[:9])}, for {layers} layers and a window of {manifest.decoder.context}",
            len(plan.cache_rows) != layers or not all(0 < rows <= manifest.decoder.context for rows in plan.cache_rows))
           for name, plan in manifest.plans.items()),
-        *((f"plan {name!r} with the {dialect} graphs {', '.join(graphs) or 'none'}", not ({"vision", "prefill", "decode"} <= set(graphs) and set(graphs.values()) <= set(manifest.graphs)))
+        *((f"plan {name!r} with the {dialect} graphs {', '.join(graphs) or 'none'}", not {"vision", "prefill", "decode"} <= set(graphs))
           for name, plan in manifest.plans.items() for dialect, graphs in plan.variants.items()),
+        *((f"plan {name!r} with the graph {file}, which is not described", file not in manifest.graphs)
+          for name, plan in manifest.plans.items() for graphs in plan.variants.values() for file in graphs.values()),
     ]
     if found := [text for text, is_wrong in wrong if is_wrong]:
         raise BundleError(f"{MANIFEST} makes no sense: it has {found[0]}; compile the bundle again")
