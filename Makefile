@@ -24,7 +24,12 @@ test: .venv/ready-dev check
 check: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 -p edgecomp_runtime
 	$(BIN)/lint-imports --no-cache
+	@echo "resolving what a device needs, for Python 3.10"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --dry-run --ignore-installed --python-version 3.10 --only-binary=:all: \
+		--target build/none $$($(BIN)/python -c "import tomllib; \
+		print(*[d.split(';')[0].strip() for d in tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']])")
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
