@@ -3,7 +3,7 @@
     python benchmarks/speed.py             (about 5 minutes on 2 cores)
 
 Two models: the demonstration model, and one with the decoder of SmolVLM-256M (30 layers, width 576, 9 heads of which 3 for
-keys and values, 135 M parameters) and random weights. Every contender is a process of its own that answers about one
+keys and values, 135 M parameters) and random weights in bf16. Every contender is a process of its own that answers about one
 picture; the parent samples its proportional set size every 10 ms. torch is timed on its forward calls alone, without the
 overhead of `generate`; edgecomp through `Session.generate`, sampling included.
 """
@@ -40,7 +40,8 @@ def big_checkpoint() -> Path:
         config.text_config = transformers.LlamaConfig(
             vocab_size=49280, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
             max_position_embeddings=8192, rms_norm_eps=1e-5, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-        transformers.LlavaForConditionalGeneration(config).save_pretrained(out)
+        # published weights are bf16 or fp16, SmolVLM's among them; both contenders make fp32 of them
+        transformers.LlavaForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(out)
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "processor_config.json"):
             shutil.copy(CHECKPOINT / name, out / name)
     return out

@@ -22,6 +22,8 @@ from edgecomp_runtime.text import Text
 if TYPE_CHECKING:
     import PIL.Image
 
+PREFILL_ROWS = 256  # at a time: activations grow with it (attention's with the whole window), speed hardly does
+
 Picture = Union[str, "PathLike[str]", "PIL.Image.Image", NDArray[np.uint8]]
 Messages = Sequence[dict[str, Any]]
 
@@ -60,6 +62,8 @@ class Session:
         self._vision = self._backend.load(bundle.file(parts["vision"]), graphs["vision"], {})
         self._pixel_type = next(t.dtype for t in graphs["vision"].inputs if t.role == "pixels")
         self._capacity = rows
+        # a decoder that takes any rows at any length can take a prompt in parts; one with a cut inside takes it whole
+        self._chunk = PREFILL_ROWS if parts["prefill"] == parts["decode"] else rows
         self._cached: list[object] = []  # what each row of the KV cache was made from
         self._visual: dict[str, VisualTokens] = {}
         self._running: Statistics | None = None
@@ -220,11 +224,14 @@ class Session:
         if self._running is not statistics:
             raise InputError("a newer call of this session's generate took over; one session answers one call at a time")
         del self._cached[length:]
-        out = self._decoder.run({"embeddings": embeddings[None], "positions": positions[None], "length": np.array([length], np.int64),
-                                 "logit_rows": np.arange(len(sources) - logit_rows, len(sources))})
-        self._cached.extend(sources)
-        logits: NDArray[Any] = out["logits"][0]
-        return logits
+        first, found = len(sources) - logit_rows, []
+        for start in range(0, len(sources), self._chunk):
+            end = min(start + self._chunk, len(sources))
+            out = self._decoder.run({"embeddings": embeddings[None, start:end], "positions": positions[None, start:end],
+                                     "length": np.array([length + start], np.int64), "logit_rows": np.arange(max(first, start), max(end, first)) - start})
+            self._cached.extend(sources[start:end])
+            found.append(out["logits"][0])
+        return np.concatenate(found)
 
 
 def _name(pixels: NDArray[np.float32]) -> str:
