@@ -224,11 +224,12 @@ class Session:
         if self._running is not statistics:
             raise InputError("a newer call of this session's generate took over; one session answers one call at a time")
         del self._cached[length:]
-        first, found = len(sources) - logit_rows, []
+        first, found = len(sources) - logit_rows, []  # the first row whose logits are asked for
         for start in range(0, len(sources), self._chunk):
             end = min(start + self._chunk, len(sources))
+            wanted = np.arange(max(first, start), max(first, end)) - start
             out = self._decoder.run({"embeddings": embeddings[None, start:end], "positions": positions[None, start:end],
-                                     "length": np.array([length + start], np.int64), "logit_rows": np.arange(max(first, start), max(end, first)) - start})
+                                     "length": np.array([length + start], np.int64), "logit_rows": wanted})
             self._cached.extend(sources[start:end])
             found.append(out["logits"][0])
         return np.concatenate(found)
