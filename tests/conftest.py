@@ -2,9 +2,13 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+
+# A run started in the background of a script ignores Ctrl-C, and hands that on to the processes that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("random", "stride", "pool", "cls", "dart")
