@@ -18,8 +18,6 @@ BUDGETS = (64, 128, 192, 576)
 TOLERANCE = {
     "fp32 logits": 1e-4,
     "fp16 logits": 1e-1,
-    "fp32 features": 1e-4,
-    "pixels": 1e-5,
 }
 
 

@@ -41,9 +41,9 @@ def marks(model: ir.Model, signal: str) -> dict[int, ir.Node]:
 
 
 def insert(model: ir.Model, before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any] | None = None,
-           domain: str = "", outputs: int = 1, overload: str = "") -> Sequence[ir.Value]:
+           domain: str = "", outputs: int = 1) -> Sequence[ir.Value]:
     """Adds a node before another and returns its outputs."""
-    node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=outputs, overload=overload)
+    node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=outputs)
     model.graph.insert_before(before, node)
     return node.outputs
 

@@ -185,3 +185,18 @@ def test_rows_are_where_the_policy_puts_them(ids: list[int], keep: int, compact:
             position += 1
     assert list(zip(rows.embeddings[:, 0].astype(int), rows.positions)) == expected
     assert rows.next_position == position and len(rows.sources) == len(expected)
+
+
+def test_a_knob_without_effect_is_refused(demo: Path) -> None:
+    with pytest.raises(InputError, match="--threads 2 has no effect on the null backend"):
+        Session(Bundle.open(demo), backend="null", threads=2)
+
+
+def test_a_prompt_taken_in_parts_says_what_it_says_whole(demo: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = [10, 20, 30, 40, 50]
+    whole = Session(Bundle.open(demo), plan="full")
+    whole._chunk = 10**6
+    expected = whole.score("describe the image.", [picture], answer)
+    for rows in (7, 256):
+        monkeypatch.setattr("edgecomp_runtime.session.PREFILL_ROWS", rows)
+        assert np.abs(Session(Bundle.open(demo), plan="full").score("describe the image.", [picture], answer) - expected).max() < 1e-4

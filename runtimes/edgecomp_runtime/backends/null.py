@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecomp_runtime.backends import is_state
+from edgecomp_runtime.errors import InputError
 from edgecomp_runtime.manifest import GraphInfo
 
 
@@ -47,5 +48,7 @@ class NullBackend:
 
 
 def make(threads: int | None) -> NullBackend:
-    """The backend; it has no use for threads."""
+    """The backend. Raises InputError where threads are asked for, which it has no use for."""
+    if threads is not None:
+        raise InputError(f"--threads {threads} has no effect on the null backend, which computes nothing: leave it out")
     return NullBackend()
