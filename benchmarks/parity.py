@@ -54,5 +54,5 @@ if __name__ == "__main__":
         ours, theirs = (accuracy([Answer(q, getattr(c, side)) for q, c in zip(questions, found)]) for side in ("bundle", "reference"))
         rows.append([plan, len(found), sum(c.same for c in found), f"{max(c.logits for c in found):.1e}", f"{ours:.2f}", f"{theirs:.2f}"])
         print(*rows[-1], f"{time.time() - began:.0f} s", flush=True)
-    write("parity.md", "Parity with Hugging Face", "python benchmarks/parity.py",
+    write("parity.md", "Parity with Hugging Face", f"python benchmarks/parity.py --scenes {chosen.scenes}",
           markdown(["plan", "questions", "same greedy text", "largest logit difference", "accuracy, bundle %", "accuracy, HF in torch %"], rows))
