@@ -24,7 +24,6 @@ def compile_model(model: str, out: Path, recipes: Sequence[Recipe], *, precision
         tokens_of(recipe.keep, sys.maxsize)  # a budget that no model could meet is refused before the export
     export = importlib.import_module(EXPORTER).export
     with goal(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.export.", dir=out.parent) as folder:  # on one disk with `out`, for hard links
             neutral = export(model, Path(folder) / "neutral", precision=precision, context=context, say=say)
             return compress(neutral, out, recipes, say=say)

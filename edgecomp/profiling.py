@@ -86,13 +86,12 @@ def _row(name: str, manifest: Manifest, measured: dict[str, Any], near: int | No
     plan = manifest.plans[name]
     step = plan.steps[0] if plan.steps else None
     facts = dataclasses.asdict(methods.method_type(step.method).taxonomy) if step else {}
-    layers = manifest.decoder.layers
     return {"name": name, "method": step.method if step else "none", "keep": plan.visual_tokens, "nearest_to": near,
             "parameters": step.parameters if step else {}, "site": step.site if step else "", "position": plan.position,
             **{key: facts.get(key, "") for key in ("summary", "paper", "kind")},
             **{key: facts.get(key, False) for key in ("needs_prompt", "parametric")},
             # at the projector every layer of the decoder sees the same rows
-            "counts": {"enter": plan.visual_tokens, "after_cut": plan.visual_tokens, "mean_over_layers": sum([plan.visual_tokens] * layers) / layers},
+            "counts": {"enter": plan.visual_tokens, "after_cut": plan.visual_tokens, "mean_over_layers": float(plan.visual_tokens)},
             "memory": {"weights_bytes": weight_bytes(manifest), "cache_bytes": cache_bytes(manifest, plan),
                        "cache_used_bytes": cache_bytes(manifest, plan, measured["latency"]["prompt_rows"]),
                        "peak_bytes": measured["peak_bytes"], "meter": measured["meter"]},

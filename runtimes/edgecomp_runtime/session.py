@@ -86,7 +86,7 @@ class Session:
             raw: take the prompt as it is, with the image token in it, instead of through the chat template.
 
         Returns:
-            A `Generation`. Nothing has been computed when this returns; iterate it.
+            A `Generation`. Pictures have been read when this returns, no graph has run; iterate it.
 
         Raises:
             InputError: an empty prompt, a picture that cannot be used, another number of pictures than of places for
