@@ -23,7 +23,7 @@ def compile_model(model: str, out: Path, recipes: Sequence[Recipe], *, precision
     for recipe in recipes:
         tokens_of(recipe.keep, sys.maxsize)  # a budget that no model could meet is refused before the export
     export = importlib.import_module(EXPORTER).export
-    with goal(out):
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.export.", dir=out.parent) as folder:  # on one disk with `out`, for hard links
-            neutral = export(model, Path(folder) / "neutral", precision=precision, context=context, say=say)
-            return compress(neutral, out, recipes, say=say)
+    # on one disk with `out`, for hard links
+    with goal(out), tempfile.TemporaryDirectory(prefix=f".{out.name}.export.", dir=out.parent) as folder:
+        neutral = export(model, Path(folder) / "neutral", precision=precision, context=context, say=say)
+        return compress(neutral, out, recipes, say=say)
