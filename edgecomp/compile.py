@@ -7,13 +7,15 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from edgecomp.compress import Recipe, compress, tokens_of
+from edgecomp.budget import tokens_of
+from edgecomp.compress import Recipe, compress
 from edgecomp.writer import goal
 
 EXPORTER = "edgecomp_export.export"  # a name only: the compiler does not depend on torch
 
 
 def compile_model(model: str, out: Path, recipes: Sequence[Recipe], *, precision: str = "fp32", context: int | None = None,
+                  image_size: tuple[int, int] | None = None, tiles: int | None = None, max_images: int | None = None,
                   say: Callable[[str], None] = lambda line: None) -> list[str]:
     """Exports a checkpoint and adds a plan for each recipe. See `edgecomp_export.export.export` and `compress`.
 
@@ -25,5 +27,6 @@ def compile_model(model: str, out: Path, recipes: Sequence[Recipe], *, precision
     export = importlib.import_module(EXPORTER).export
     # on one disk with `out`, for hard links
     with goal(out), tempfile.TemporaryDirectory(prefix=f".{out.name}.export.", dir=out.parent) as folder:
-        neutral = export(model, Path(folder) / "neutral", precision=precision, context=context, say=say)
+        neutral = export(model, Path(folder) / "neutral", precision=precision, context=context, image_size=image_size, tiles=tiles,
+                         max_images=max_images, say=say)
         return compress(neutral, out, recipes, say=say)

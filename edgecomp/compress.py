@@ -2,16 +2,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 
+from edgecomp.budget import places, tokens_of
 from edgecomp.dialects import lowering
 from edgecomp.ir.graphs import describe, load, save
 from edgecomp.methods import parameters
-from edgecomp.methods.base import BudgetError, Method, Place
+from edgecomp.methods.base import Method, Place
 from edgecomp.passes.splice import at_projector
 from edgecomp.writer import copy_files, writing
 from edgecomp_runtime.bundle import Bundle
@@ -28,20 +27,6 @@ class Recipe:
     keep: str
     site: str = "projector"
     position: str = "keep"
-
-
-def tokens_of(keep: str, tokens: int) -> int:
-    """'64' is 64; '25%' is max(1, floor(N p / 100 + 1/2)). Raises BudgetError for anything outside 1..N."""
-    text = keep.strip()
-    try:  # decimal, for 2.51% of 5000 is exactly 125.5 and in binary a little less
-        number = Decimal(text[:-1]) * tokens / 100 if text.endswith("%") else Decimal(int(text))
-    except (ValueError, ArithmeticError):
-        number = Decimal("nan")
-    if not number.is_finite():
-        raise BudgetError(f"a budget of {keep!r} is neither a count such as 64 nor a part such as 25%")
-    if not 0 < number <= tokens:
-        raise BudgetError(f"a budget of {keep} is outside what this model has: choose 1 to {tokens} visual tokens, or a part up to 100%")
-    return max(1, math.floor(number + Decimal("0.5")))
 
 
 def plan_name(recipe: Recipe, keep: int) -> str:
@@ -72,15 +57,15 @@ def compress(source: Path, out: Path, recipes: Sequence[Recipe], *, dialects: Se
     """
     bundle = Bundle.open(source)
     manifest = bundle.manifest
-    planned = [(recipe, _place(recipe, manifest)) for recipe in recipes]
-    names = [plan_name(recipe, place.keep) for recipe, place in planned]
+    planned = [(recipe, *_budget(recipe, manifest)) for recipe in recipes]
+    names = [plan_name(recipe, keep) for recipe, keep, _ in planned]
     plans, graphs = dict(manifest.plans), dict(manifest.graphs)
     with writing(out) as (partial, finish):
         copy_files(bundle, partial)
-        for name, (recipe, place) in zip(names, planned):
+        for name, (recipe, keep, parts) in zip(names, planned):
             if name not in plans:
-                say(f"compressing to {place.keep} of {place.tokens} visual tokens: {name}")
-                plans[name] = _plan(name, recipe, place, manifest, graphs, partial)
+                say(f"compressing to {keep} of {manifest.vision.tokens} visual tokens: {name}")
+                plans[name] = _plan(name, recipe, keep, parts, manifest, graphs, partial)
         for name, plan in plans.items():
             for dialect in dialects:
                 if dialect not in plan.variants:
@@ -91,37 +76,41 @@ def compress(source: Path, out: Path, recipes: Sequence[Recipe], *, dialects: Se
     return names
 
 
-def _place(recipe: Recipe, manifest: Manifest) -> Place:
+def _budget(recipe: Recipe, manifest: Manifest) -> tuple[int, tuple[Place, ...]]:
+    """A recipe's visual tokens, in all and by tile, once it is known that the method can make them of this model."""
     if recipe.site not in recipe.method.taxonomy.sites:
         raise EdgecompError(f"method {recipe.method.name!r} cannot stand at {recipe.site!r}; it can at {', '.join(recipe.method.taxonomy.sites)}")
     if recipe.position not in POSITIONS:
         raise EdgecompError(f"position {recipe.position!r} is none of {', '.join(POSITIONS)}")
-    place = Place(manifest.vision.grid, tokens_of(recipe.keep, manifest.vision.tokens))
-    recipe.method.check(place)
-    if cache_rows(place, manifest) < 1:
-        raise EdgecompError(f"a window of {manifest.decoder.context} rows does not hold one picture's {place.tokens} visual tokens: "
+    keep = tokens_of(recipe.keep, manifest.vision.tokens)
+    parts = places(manifest, keep)
+    for place in parts:
+        recipe.method.check(place)
+    if cache_rows(keep, manifest) < 1:
+        raise EdgecompError(f"a window of {manifest.decoder.context} rows does not hold one picture's {manifest.vision.tokens} visual tokens: "
                             "compile with a larger --context")
     if "cls_attention" in recipe.method.taxonomy.signals and not manifest.vision.has_cls:
-        raise EdgecompError(f"method {recipe.method.name!r} reads the CLS token's attention, and this vision tower has no CLS token")
-    return place
+        raise EdgecompError(f"method {recipe.method.name!r} reads the CLS token's attention, and this tower has none beside its visual tokens")
+    return keep, parts
 
 
-def _plan(name: str, recipe: Recipe, place: Place, manifest: Manifest, graphs: dict[str, GraphInfo], partial: Path) -> PlanInfo:
+def _plan(name: str, recipe: Recipe, keep: int, parts: tuple[Place, ...], manifest: Manifest, graphs: dict[str, GraphInfo],
+          partial: Path) -> PlanInfo:
     """Splices one plan's vision graph, writes it and adds it to `graphs`."""
     neutral = manifest.plans["full"].variants["neutral"]
     model = load(partial / neutral["vision"])
-    at_projector(model, manifest.vision, recipe.method, place)
+    at_projector(model, manifest.vision, recipe.method, parts, whole=keep > sum(place.keep for place in parts))
     file = f"graphs/vision.{name}.onnx"
     save(model, partial / file)
     graphs[file] = describe(model)
-    step = StepInfo(recipe.method.name, recipe.site, place.keep, {p: getattr(recipe.method, p) for p in parameters(type(recipe.method))})
-    return PlanInfo((step,), recipe.position, place.keep, (cache_rows(place, manifest),) * manifest.decoder.layers,
-                    {"neutral": {**neutral, "vision": file}})
+    step = StepInfo(recipe.method.name, recipe.site, keep, {p: getattr(recipe.method, p) for p in parameters(type(recipe.method))})
+    return PlanInfo((step,), recipe.position, keep, tuple(place.keep for place in parts),
+                    (cache_rows(keep, manifest),) * manifest.decoder.layers, {"neutral": {**neutral, "vision": file}})
 
 
-def cache_rows(place: Place, manifest: Manifest) -> int:
+def cache_rows(keep: int, manifest: Manifest) -> int:
     """Rows of each layer's cache: the window less what one picture saves."""
-    return manifest.decoder.context - (place.tokens - place.keep)
+    return manifest.decoder.context - (manifest.vision.tokens - keep)
 
 
 def _lowered(file: str, dialect: str, graphs: dict[str, GraphInfo], partial: Path) -> str:

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from edgecomp import __version__, methods
+from edgecomp.budget import nearest
 from edgecomp.compress import Recipe, compress, plan_name
 from edgecomp.doctor import machine
 from edgecomp.evaluate import normal, read_questions
 from edgecomp.footprint import cache_bytes, weight_bytes
 from edgecomp.measure import Spec, measure
-from edgecomp.methods.base import Place
-from edgecomp.methods.pool import nearest
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.manifest import Manifest, PlanInfo
 
@@ -77,7 +76,7 @@ def baselines(plans: Sequence[PlanInfo], manifest: Manifest) -> list[tuple[Recip
     found: list[tuple[Recipe, int, int | None]] = []
     for keep, position in dict.fromkeys((p.visual_tokens, p.position) for p in plans if p.steps):
         found += [(Recipe(methods.make("random", seed=seed), str(keep), position=position), keep, None) for seed in RANDOM_SEEDS]
-        can = nearest(Place(manifest.vision.grid, keep))
+        can = nearest(manifest, methods.make("pool"), keep)
         found.append((Recipe(methods.make("pool"), str(can), position=position), can, keep if can != keep else None))
     return found
 
@@ -101,7 +100,7 @@ def _row(name: str, manifest: Manifest, measured: dict[str, Any], near: int | No
 def _about(path: Path, manifest: Manifest) -> dict[str, Any]:
     vision, decoder = manifest.vision, manifest.decoder
     return {"name": path.resolve().name, "source": manifest.source.model, "family": manifest.source.family, "precision": manifest.precision,
-            "context": decoder.context, "tokens": vision.tokens, "grid": list(vision.grid), "vision_layers": vision.layers,
+            "context": decoder.context, "tokens": vision.tokens, "grid": list(on_canvas(manifest, [])[0]), "vision_layers": vision.layers,
             "decoder_layers": decoder.layers, "hidden": decoder.hidden, "weights_bytes": weight_bytes(manifest)}
 
 
@@ -109,9 +108,32 @@ def _example(picture: str, prompt: str, data: Path | None, measured: dict[str, A
     from edgecomp_runtime.images import fit, load
     buffer = io.BytesIO()
     fit(load(picture), manifest.image).save(buffer, "JPEG", quality=85)
-    shown = {name: {"kept": m["kept"], "said": m["said"], "pooled": _merges(manifest.plans[name])} for name, m in measured.items()}
+    shown = {name: {"kept": on_canvas(manifest, m["kept"])[1], "said": m["said"],
+                    "pooled": _merges(manifest.plans[name]) and len(manifest.vision.tiles) == 1} for name, m in measured.items()}
     return {"image": "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), "question": prompt,
             "answer": _answer(picture, prompt, data), "plans": shown}
+
+
+def on_canvas(manifest: Manifest, kept: Sequence[int]) -> tuple[tuple[int, int], list[int]]:
+    """The token grid (rows, columns) that covers a picture once, and the raster places there of kept tokens.
+
+    Tokens of an overview beside tiles, and separators, have no place of their own there.
+    """
+    tiles, (rows, columns) = list(manifest.vision.tiles), manifest.image.tiles
+    if manifest.image.overview:
+        tiles.pop(0 if manifest.image.overview == "first" else -1)
+    wide, high = sum(t.columns for t in tiles[:columns]), sum(t.rows for t in tiles[::columns])
+    places: dict[int, int] = {}
+    down = 0
+    for row in range(rows):
+        across = 0
+        for tile in tiles[row * columns:(row + 1) * columns]:
+            for r in range(tile.rows):
+                for c in range(tile.columns):
+                    places[tile.start + r * tile.stride + c] = (down + r) * wide + across + c
+            across += tile.columns
+        down += tiles[row * columns].rows
+    return (high, wide), [places[k] for k in kept if k in places]
 
 
 def _answer(picture: str, prompt: str, data: Path | None) -> str:

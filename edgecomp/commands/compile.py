@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from edgecomp.commands.options import KEEP, METHODS, OUTPUT, POSITION, recipes, say
+from edgecomp.commands.options import CONTEXT, KEEP, METHODS, OUTPUT, POSITION, PRECISION, pictures, recipes, say
 
 
 @click.command("compile")
@@ -14,9 +14,11 @@ from edgecomp.commands.options import KEEP, METHODS, OUTPUT, POSITION, recipes, 
 @METHODS
 @KEEP
 @POSITION
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Of weights and arithmetic.")
-@click.option("--context", type=click.IntRange(min=1), help="Rows of the window, before compression. [default: 2048, or the model's]")
-def command(model: str, out: Path, methods: tuple[str, ...], keeps: tuple[str, ...], position: str, precision: str, context: int | None) -> None:
+@pictures
+@PRECISION
+@CONTEXT
+def command(model: str, out: Path, methods: tuple[str, ...], keeps: tuple[str, ...], position: str, precision: str, context: int | None,
+            image_size: tuple[int, int] | None, tiles: int | None, max_images: int | None) -> None:
     """Compile MODEL, a Hugging Face folder or hub name, to a bundle that runs on ONNX Runtime.
 
     The bundle has the plan 'full' and one for each method and budget; the first is its default.
@@ -25,5 +27,6 @@ def command(model: str, out: Path, methods: tuple[str, ...], keeps: tuple[str, .
     edgecomp compile llava-hf/llava-1.5-7b-hf -o llava --method dart --keep 64 --keep 25%
     """
     from edgecomp.compile import compile_model
-    names = compile_model(model, out, recipes(methods, keeps, position), precision=precision, context=context, say=say)
+    names = compile_model(model, out, recipes(methods, keeps, position), precision=precision, context=context, image_size=image_size,
+                          tiles=tiles, max_images=max_images, say=say)
     say(f"{out} is ready, with the plans {', '.join(['full', *names])}")

@@ -23,9 +23,11 @@ def command(bundle: Path, verify_hashes: bool, as_json: bool) -> None:
         print_json(dataclasses.asdict(manifest))
         return
     vision, decoder = manifest.vision, manifest.decoder
-    high, wide = manifest.image.size
+    (high, wide), (down, across), image = manifest.image.size, manifest.image.tiles, manifest.image
+    tiles = f"{down}x{across} tiles{' and an overview' if image.overview else ''} of " if image.count > 1 else ""
     click.echo(f"{bundle}: {manifest.source.model} ({manifest.source.family}), {manifest.precision}, made by {manifest.made_by}\n"
-               f"vision   {vision.grid[0]}x{vision.grid[1]} = {vision.tokens} visual tokens a picture of {high}x{wide}, {vision.layers} layers\n"
+               f"vision   {vision.tokens} visual tokens a picture, {tiles}{high}x{wide} pixels; other shapes are {image.fit}; "
+               f"{vision.layers} layers\n"
                f"decoder  {decoder.layers} layers, {decoder.heads} heads ({decoder.key_value_heads} of keys and values), width {decoder.hidden}, "
                f"window {decoder.context}\n"
                f"weights  {weight_bytes(manifest) / 2**20:.1f} MiB, shared by all plans\n")

@@ -26,6 +26,34 @@ KEEP = click.option("--keep", "keeps", multiple=True, metavar="K|P%",
 POSITION = click.option("--position", type=click.Choice(["keep", "compact"]), default="keep", show_default=True,
                         help="Kept tokens stay at their places, or are numbered anew.")
 
+PRECISION = click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Of weights and arithmetic.")
+CONTEXT = click.option("--context", type=click.IntRange(min=1),
+                       help="Rows of the window, before compression. [default: 2048, or what the pictures need, or the model's]")
+
+
+class _Size(click.ParamType):  # type: ignore[type-arg]
+    """HEIGHTxWIDTH in pixels."""
+    name = "HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        height, _, width = str(value).lower().partition("x")
+        if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+            self.fail(f"{value!r} is not HEIGHTxWIDTH in pixels, such as 480x640", param, ctx)
+        return int(height), int(width)
+
+
+def pictures(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options on pictures' geometry: `image_size`, `tiles` and `max_images`."""
+    for option in (
+        click.option("--max-images", type=click.IntRange(min=1), help="Pictures of a prompt at most. [default: what the window holds]"),
+        click.option("--no-tiles", "tiles", flag_value=0, type=click.INT, help="The whole picture as one tile."),
+        click.option("--tiles", type=click.IntRange(min=1),
+                     help="Tiles that a picture is cut into, beside its overview, for families that do. [default: the family's; shown first]"),
+        click.option("--image-size", type=_Size(), help="Height x width that pictures are fitted to. [default: the model's; shown first]"),
+    ):
+        command = option(command)
+    return command
+
 
 def say(line: str) -> None:
     """Tells on stderr what is being done."""

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,12 +35,22 @@ class WeightFile:
         return ir.ExternalTensor(self.path.name, self._offsets[key], flat.nbytes, ir.DataType.from_numpy(data.dtype),
                                  name=name, shape=ir.Shape(data.shape), base_dir=self.path.parent)
 
-    def move_weights(self, model: ir.Model) -> None:
-        """Moves a graph's weights into this file; constants under a kilobyte stay where they are."""
+    def move_weights(self, model: ir.Model, content: Callable[[str], np.ndarray[Any, Any] | None] = lambda name: None) -> None:
+        """Moves a graph's weights into this file; constants under a kilobyte stay in the graph.
+
+        Args:
+            model: the graph.
+            content: the content of a named weight, where the graph has only its shape; None where it has the content itself.
+        """
         for name, value in model.graph.initializers.items():
             tensor = value.const_value
-            if tensor is not None and tensor.nbytes >= INLINE_BYTES:
-                value.const_value = self.add(name, tensor.numpy())
+            if tensor is None:
+                continue
+            array = content(name)
+            if tensor.nbytes >= INLINE_BYTES:
+                value.const_value = self.add(name, tensor.numpy() if array is None else array)
+            elif array is not None:
+                value.const_value = ir.tensor(array.copy(), name=name)
 
     def close(self) -> None:
         self._file.close()

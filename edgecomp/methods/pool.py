@@ -75,11 +75,6 @@ def _best(keep: int, grid: tuple[int, int]) -> tuple[int, int] | None:
     return None if high is None else (high, keep // high)
 
 
-def nearest(place: Place) -> int:
-    """The budget nearest to the place's own that pooling can make."""
-    return _nearest(place)[0]
-
-
 def _nearest(place: Place) -> list[int]:
     fits = [k for k in range(1, place.tokens + 1) if _best(k, place.grid)]
     return sorted(fits, key=lambda k: (abs(k - place.keep), k))

@@ -3,16 +3,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from edgecomp_export.families import family_of
 from edgecomp_runtime.bundle import sha256_of
 from edgecomp_runtime.errors import EdgecompError
 from edgecomp_runtime.manifest import ImageInfo, TextInfo
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 WANTED = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
 
 
@@ -60,24 +61,84 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return data
 
 
-def load(folder: Path, precision: str) -> Any:
-    """The model in evaluation mode, its weights in `precision`.
+def config(folder: Path) -> Any:
+    """The checkpoint's config, once it is known to be one that edgecomp could take.
 
     Raises:
-        CheckpointError: transformers cannot load it, or would make up weights that the checkpoint lacks.
+        CheckpointError: a quantised checkpoint, a text-only one, one whose code comes with it, or one that transformers cannot read.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    raw = read_json(folder, "config.json")
+    model_type = str(raw.get("model_type"))
+    if quantised := raw.get("quantization_config"):
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
+        raise CheckpointError(f"{folder} is quantised ({method}): give the checkpoint in bf16, fp16 or fp32 that it was made from")
+    if model_type not in CONFIG_MAPPING and raw.get("auto_map"):
+        raise CheckpointError(f"{folder} ({model_type}) brings its own model code, which edgecomp does not run: "
+                              "look for a conversion to transformers' own classes, whose names often end in -hf")
+    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise CheckpointError(f"{folder} ({model_type}) is a text-only model: edgecomp compiles models that take pictures")
+    family_of(model_type)
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(f"transformers cannot read {folder / 'config.json'} ({type(error).__name__}: {_first_line(error)}): "
+                              "download the checkpoint again") from None
+
+
+def load(folder: Path, dtype: torch.dtype | None = None) -> Any:
+    """The model in evaluation mode, in the type that it is stored in (so that its files are mapped, not read) or another.
+
+    Raises:
+        CheckpointError: transformers cannot load it, would make up weights that the checkpoint lacks, or has no use for some.
     """
     from transformers import AutoModelForImageTextToText
     from transformers.utils import logging
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=DTYPES[precision], local_files_only=True, output_loading_info=True)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype or _stored_dtype(folder), local_files_only=True,
+                                                                  output_loading_info=True)
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(f"transformers cannot load {folder} ({type(error).__name__}: {_first_line(error)}): "
                               "download the checkpoint again") from None
     model, found = loaded
     if missing := sorted(found["missing_keys"]):
         raise CheckpointError(f"{folder} lacks {len(missing)} of the model's weights, {missing[0]} among them: download the checkpoint again")
+    if unexpected := sorted(found["unexpected_keys"]):
+        raise CheckpointError(f"{folder} has {len(unexpected)} weights that a {model.config.model_type} model does not, {unexpected[0]} among them: "
+                              "its config.json is of another model")
     return model.eval()
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """The widest floating-point type among the stored weights."""
+    kinds = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    found = {tensor["dtype"] for tensor in _headers(folder)}
+    if unknown := sorted(kind for kind in found - set(kinds) if not kind.startswith(("I", "U", "BOOL"))):
+        raise CheckpointError(f"{folder} has weights of type {unknown[0]}: give a checkpoint in bf16, fp16 or fp32")
+    return kinds[next((kind for kind in kinds if kind in found), "F32")] if not {"F16", "BF16"} <= found else torch.float32
+
+
+def weight_sizes(folder: Path) -> tuple[int, int]:
+    """Bytes of the stored weights, and their number of parameters."""
+    headers = _headers(folder)
+    return sum(h["data_offsets"][1] - h["data_offsets"][0] for h in headers), sum(prod(h["shape"]) for h in headers)
+
+
+def _headers(folder: Path) -> list[dict[str, Any]]:
+    """Every stored tensor's dtype, shape and data_offsets, from the heads of the safetensors files."""
+    found: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with path.open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            found += [tensor for name, tensor in header.items() if name != "__metadata__"]
+        except (OSError, ValueError, OverflowError, MemoryError, AttributeError) as error:
+            raise CheckpointError(f"{path} is not a safetensors file ({_first_line(error)}): download the checkpoint again") from None
+    return found
 
 
 def fingerprint(folder: Path) -> str:
@@ -123,14 +184,21 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def text_info(folder: Path, tokenizer: Any, config: Any, names: dict[str, str]) -> TextInfo:
+def text_info(folder: Path, tokenizer: Any, family: Any, names: dict[str, str]) -> TextInfo:
     """Tokenizer facts. `names` maps 'tokenizer' and 'chat_template' to where the bundle keeps them."""
-    image_id = int(getattr(config, "image_token_index", None) or config.image_token_id)
+    config, number = family.config, image_id(family.config)
     ends = read_json(folder, "generation_config.json").get("eos_token_id", config.get_text_config().eos_token_id)
     special = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
+    image_token = str(tokenizer.convert_ids_to_tokens(number))
     return TextInfo(names["tokenizer"], names.get("chat_template"), special,
                     tuple(ends) if isinstance(ends, list) else (ends,) if ends is not None else (),
-                    str(tokenizer.convert_ids_to_tokens(image_id)), image_id)
+                    image_token, number, family.placeholder(image_token))
+
+
+def image_id(config: Any) -> int:
+    """The id whose rows visual tokens take."""
+    found = getattr(config, "image_token_id", None)
+    return int(config.image_token_index if found is None else found)
 
 
 def chat_template(folder: Path) -> str | None:

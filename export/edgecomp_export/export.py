@@ -1,11 +1,10 @@
 """Checkpoint in, neutral bundle out: vision and decoder graphs, weights once, tokenizer, and the manifest about them."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -14,96 +13,128 @@ from edgecomp.ir.graphs import WeightFile, describe, save
 from edgecomp.writer import writing
 from edgecomp_export import checkpoint
 from edgecomp_export.families import family_of
-from edgecomp_export.families.base import Family
+from edgecomp_export.families.base import Family, Geometry
 from edgecomp_export.nodes import ATTENTION, NewRows, decoding, mark_layers
 from edgecomp_export.trace import trace
-from edgecomp_runtime.manifest import SCHEMA, Manifest, PlanInfo, SourceInfo, TableInfo
+from edgecomp_export.weights import Weights
+from edgecomp_runtime.manifest import SCHEMA, DecoderInfo, ImageInfo, Manifest, PlanInfo, SourceInfo, TableInfo, VisionInfo
 
 WEIGHTS = "graphs/weights.bin"
 
 
-def export(model: str, out: Path, *, precision: str = "fp32", context: int | None = None, say: Callable[[str], None] = lambda line: None) -> Path:
+def export(model: str, out: Path, *, precision: str = "fp32", context: int | None = None,
+           image_size: tuple[int, int] | None = None, tiles: int | None = None, max_images: int | None = None,
+           say: Callable[[str], None] = lambda line: None) -> Path:
     """Exports a Hugging Face checkpoint to a neutral bundle with the one plan 'full'.
+
+    Weights are read tensor by tensor from the checkpoint's mapped files: one copy of them is written, none is held.
 
     Args:
         model: a local folder or a hub name.
         out: the bundle's folder; written beside and renamed, so that a failure leaves nothing.
         precision: 'fp32' or 'fp16', of weights and arithmetic.
-        context: the window in rows; by default 2048 or what the model was trained for.
+        context: the window in rows; by default 2048 or what the pictures need, within what the model was trained for.
+        image_size, tiles, max_images: see `Geometry`.
         say: is told what is being done.
 
     Raises:
         CheckpointError, UnknownNameError, EdgecompError: see `checkpoint.find`, `family_of`, `trace`.
     """
     folder = checkpoint.find(model)
-    family_type = family_of(str(checkpoint.read_json(folder, "config.json").get("model_type")))
-    settings = checkpoint.processor_settings(folder)
+    config = checkpoint.config(folder)
+    family = family_of(config.model_type)(config, checkpoint.processor_settings(folder), Geometry(image_size, tiles, max_images))
+    image, decoder = family.image_info(), family.decoder_info(context)
+    vision = family.vision_info(decoder)
     tokenizer = checkpoint.load_tokenizer(folder)
-    say(f"loading {folder.name} in {precision}")
-    loaded = checkpoint.load(folder, precision)
+    say(cost(folder, precision, image, vision, decoder))
+    loaded = checkpoint.load(folder)
+    weights = Weights(loaded, precision)
     loaded.set_attn_implementation(ATTENTION)
-    family = family_type(loaded, settings)
-    image, vision, decoder = family.image_info(), family.vision_info(), family.decoder_info(context)
     with writing(out) as (partial, finish):
         (partial / "graphs").mkdir()
-        weights = WeightFile(partial / WEIGHTS)
+        file = WeightFile(partial / WEIGHTS)
         graphs = {}
         for name, tracer in (("vision", trace_vision), ("decoder", trace_decoder)):
             say(f"tracing the {name} graph")
-            traced = tracer(family)
+            traced = tracer(family, loaded)
             say(f"writing the {name} graph and its weights")
-            weights.move_weights(traced)
+            file.move_weights(traced, weights.array)
             graphs[f"graphs/{name}.onnx"] = describe(traced)
             save(traced, partial / f"graphs/{name}.onnx")
-        embeddings = embedding_table(loaded)
-        table = weights.add("embeddings", embeddings)
-        weights.close()
-        names = copy_text(folder, tokenizer, partial)
-        full = PlanInfo((), "keep", vision.tokens, (decoder.context,) * decoder.layers,
+        embeddings = weights.array(parameter_name(loaded, loaded.get_input_embeddings().weight))
+        assert embeddings is not None
+        table = file.add("embeddings", embeddings)
+        file.close()
+        text = checkpoint.text_info(folder, tokenizer, family, copy_text(folder, tokenizer, family, partial))
+        full = PlanInfo((), "keep", vision.tokens, tuple(tile.tokens for tile in vision.tiles), (decoder.context,) * decoder.layers,
                         {"neutral": {"vision": "graphs/vision.onnx", "prefill": "graphs/decoder.onnx", "decode": "graphs/decoder.onnx"}})
-        finish(Manifest(SCHEMA, f"edgecomp {__version__}", SourceInfo(model, loaded.config.model_type, checkpoint.fingerprint(folder)), precision,
-                        image, vision, checkpoint.text_info(folder, tokenizer, loaded.config, names),
-                        TableInfo(WEIGHTS, table.offset or 0, (embeddings.shape[0], embeddings.shape[1]), embeddings.dtype.name),
+        source = SourceInfo(model, config.model_type, checkpoint.fingerprint(folder), image_size, tiles)
+        finish(Manifest(SCHEMA, f"edgecomp {__version__}", source, precision, image, vision, text,
+                        TableInfo(WEIGHTS, table.offset or 0, (embeddings.shape[0], embeddings.shape[1]), embeddings.dtype.name,
+                                  family.embedding_scale()),
                         decoder, "full", {"full": full}, graphs, {}))
     return out
 
 
-def trace_vision(family: Family) -> ir.Model:
-    """pixels [images, 3, H, W] -> visual_tokens [images, N, D]."""
-    height, width = family.image_info().size
-    pixels = torch.zeros(2, 3, height, width, dtype=family.model.dtype)
-    return trace(family.vision(), (pixels,), (["pixels"], ["visual_tokens"]), ({0: "images"},), parameter_names(family.model))
+def cost(folder: Path, precision: str, image: ImageInfo, vision: VisionInfo, decoder: DecoderInfo) -> str:
+    """What a picture, the disk and the memory will be asked for, in words, before anything is loaded."""
+    size = 4 if precision == "fp32" else 2
+    stored, parameters = checkpoint.weight_sizes(folder)
+    rows = 2 * decoder.layers * decoder.key_value_heads * decoder.head_dim * size
+    tiles = f"{image.count} tiles of " if image.count > 1 else ""
+    high, wide = image.size
+    return (f"a picture: {tiles}{high}x{wide} pixels, {vision.tokens} visual tokens of the window's {decoder.context} rows, "
+            f"{vision.tokens * rows / 2**20:.1f} MiB of KV cache ({vision.max_images} pictures a prompt at most)\n"
+            f"weights: {parameters * size / 2**30:.2f} GiB in {precision}, as much disk; the checkpoint's {stored / 2**30:.2f} GiB are mapped, "
+            f"and about 1 GiB of memory is needed beside them")
+
+
+def trace_vision(family: Family, model: Any) -> ir.Model:
+    """pixels [images, 3, H, W] or [images, tiles, 3, H, W] -> visual_tokens [images, N, D] and deepstack features of that shape."""
+    image = family.image_info()
+    pixels = torch.zeros(2, *([] if image.count == 1 else [image.count]), 3, *image.size, dtype=model.dtype)
+    outputs = ["visual_tokens", *(f"deepstack.{layer}" for layer in range(family.deepstack))]
+    return trace(family.vision(model), (pixels,), (["pixels"], outputs), ({0: "images"},), parameter_names(model))
 
 
 class Decoder(torch.nn.Module):
     """The decoder on embeddings, its past given and its new rows handed out: one graph for prefill, chunks and decode."""
 
-    def __init__(self, family: Family):
+    def __init__(self, family: Family, model: Any):
         super().__init__()
-        self.model = family.model
-        self._parts = family.language()
+        self.model, self._family = model, family
+        self._parts = family.language(model)
 
     def forward(self, embeddings: torch.Tensor, positions: torch.Tensor, length: torch.Tensor, logit_rows: torch.Tensor,
-                past: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+                past: list[torch.Tensor], extras: Sequence[torch.Tensor] = ()) -> tuple[torch.Tensor, ...]:
+        """`extras` are the segments, where the family has them, and the deepstack features."""
         language, head = self._parts
-        with decoding(NewRows(past, length)) as cache:
-            hidden = language(inputs_embeds=embeddings, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state
+        segments = extras[:len(extras) - self._family.deepstack]
+        with decoding(NewRows(past, length, segments)) as cache:
+            hidden = self._family.decode(language, embeddings, positions, cache, extras[len(segments):])
         return head(torch.index_select(hidden, 1, logit_rows)), *cache.new
 
 
-def trace_decoder(family: Family) -> ir.Model:
-    """embeddings [batch, rows, D], positions, length [1], logit_rows, past -> logits [batch, logit_rows, V], new keys and values."""
-    info, dtype = family.decoder_info(None), family.model.dtype
-    mark_layers(family.language()[0].layers)  # type: ignore[arg-type]
+def trace_decoder(family: Family, model: Any) -> ir.Model:
+    """embeddings [batch, rows, D], positions, length [1], logit_rows, past, segments and deepstack where the family has them ->
+    logits [batch, logit_rows, V], new keys and values."""
+    info, dtype = family.decoder_info(None), model.dtype
+    mark_layers(family.language(model)[0].layers)  # type: ignore[arg-type]
     batch, rows, capacity = 2, 3, 5
+    embeddings, positions = torch.zeros(batch, rows, info.hidden, dtype=dtype), torch.arange(rows).expand(batch, rows)
+    extras = {"segments": torch.zeros(batch, rows, dtype=torch.int64)} if info.bidirectional else {}
+    extras |= {f"deepstack.{layer}": torch.zeros_like(embeddings) for layer in range(family.deepstack)}
     past = [torch.zeros(batch, info.key_value_heads, capacity, info.head_dim, dtype=dtype) for _ in range(2 * info.layers)]
-    inputs: tuple[Any, ...] = (torch.zeros(batch, rows, info.hidden, dtype=dtype), torch.arange(rows).expand(batch, rows),
-                               torch.tensor([2]), torch.tensor([0, 2]), past)
     kinds = [f"{kind}.{layer}" for layer in range(info.layers) for kind in ("key", "value")]
-    names = (["embeddings", "positions", "length", "logit_rows", *(f"cache_{k}" for k in kinds)], ["logits", *(f"new_{k}" for k in kinds)])
-    every_row = {0: "batch", 1: "rows"}
-    dynamic: Any = (every_row, every_row, {}, {0: "logit_rows"}, [{0: "batch", 2: "capacity"}] * len(past))
-    return trace(Decoder(family), inputs, names, dynamic, parameter_names(family.model))
+    names = (["embeddings", "positions", "length", "logit_rows", *(f"cache_{k}" for k in kinds), *extras], ["logits", *(f"new_{k}" for k in kinds)])
+    every_row, axes = {0: "batch", 1: "rows"}, info.position_axes
+    inputs: tuple[Any, ...] = (embeddings, positions if axes == 1 else positions.expand(axes, batch, rows), torch.tensor([2]),
+                               torch.tensor([0, 2]), past)
+    dynamic: tuple[Any, ...] = (every_row, every_row if axes == 1 else {1: "batch", 2: "rows"}, {}, {0: "logit_rows"},
+                                [{0: "batch", 2: "capacity"}] * len(past))
+    if extras:  # torch loses the dimensions' names over an empty list
+        inputs, dynamic = (*inputs, list(extras.values())), (*dynamic, [every_row] * len(extras))
+    return trace(Decoder(family, model), inputs, names, dynamic, parameter_names(model))
 
 
 def parameter_names(model: torch.nn.Module) -> dict[str, str]:
@@ -111,20 +142,17 @@ def parameter_names(model: torch.nn.Module) -> dict[str, str]:
     return {f"model.{name}": name for name, _ in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]}
 
 
-def embedding_table(model: Any) -> np.ndarray[Any, Any]:
-    """The token embeddings [V, D] as the model's own module gives them: some families scale them there."""
-    module = model.get_input_embeddings()
-    with torch.no_grad():
-        table: np.ndarray[Any, Any] = module(torch.arange(module.weight.shape[0])).numpy()
-    return table
+def parameter_name(model: torch.nn.Module, wanted: torch.nn.Parameter) -> str:
+    """A parameter's Hugging Face name."""
+    return next(name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is wanted)
 
 
-def copy_text(folder: Path, tokenizer: Any, partial: Path) -> dict[str, str]:
+def copy_text(folder: Path, tokenizer: Any, family: Family, partial: Path) -> dict[str, str]:
     """Puts the tokenizer, as transformers completed it at loading, and the chat template into the bundle. Returns where."""
     (partial / "text").mkdir()
     tokenizer.backend_tokenizer.save(str(partial / "text/tokenizer.json"))
     names = {"tokenizer": "text/tokenizer.json"}
-    if template := checkpoint.chat_template(folder):
+    if template := checkpoint.chat_template(folder) or family.template():
         (partial / "text/chat_template.jinja").write_text(template, encoding="utf-8")
         names["chat_template"] = "text/chat_template.jinja"
     return names

@@ -1,12 +1,12 @@
 """The nodes of our own ONNX domain `edgecomp`, as torch sees them while a model is traced.
 
 Operators that backends disagree on are one node with its meaning in its attributes, which a dialect lowers later:
-`Attention` (post-RoPE query, new keys and values, and in a decoder the past and its length) and `Mark` (an identity
+`Attention` (post-RoPE query, new keys and values, and in a decoder the past, its length, and segments) and `Mark` (an identity
 that names a place or a signal, so that passes find it by looking).
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,8 +39,8 @@ class NewRows:
     The past reaches the Attention node directly, so that no concatenation is baked into the graph.
     """
 
-    def __init__(self, past: list[torch.Tensor], length: torch.Tensor):
-        self.past, self.length, self.new = past, length, [torch.empty(0)] * len(past)
+    def __init__(self, past: list[torch.Tensor], length: torch.Tensor, segments: Sequence[torch.Tensor]):
+        self.past, self.length, self.segments, self.new = past, length, segments, [torch.empty(0)] * len(past)
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
         self.new[2 * layer: 2 * layer + 2] = [key, value]
@@ -76,18 +76,24 @@ def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, 
     inputs: tuple[torch.Tensor, ...] = (query, key, value)
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # vision towers get theirs in `number_attention`
     if _cache is not None:
-        inputs += (*_cache.past[2 * layer: 2 * layer + 2], _cache.length)
+        inputs += (*_cache.past[2 * layer: 2 * layer + 2], _cache.length, *_cache.segments)
     attributes: dict[str, Any] = {"causal": int(_cache is not None), "layer": layer, "scale": float(scaling),
                                   "window": sliding_window or 0, "softcap": float(softcap or 0)}
     out = torch.onnx.ops.symbolic("edgecomp::Attention", inputs, attrs=attributes, dtype=query.dtype, shape=query.shape, version=1)
     return out.transpose(1, 2).contiguous(), None
 
 
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, layer: int) -> torch.Tensor:
+    """An encoder's Attention node, for families whose attention does not go through HF's interface: all [B, H, S, D]."""
+    attributes: dict[str, Any] = {"causal": 0, "layer": layer, "scale": float(scale), "window": 0, "softcap": 0.0}
+    return torch.onnx.ops.symbolic("edgecomp::Attention", (query, key, value), attrs=attributes, dtype=query.dtype, shape=query.shape, version=1)
+
+
 # No mask function is registered beside it, so HF builds no mask: causality is the node's attribute.
 AttentionInterface.register(ATTENTION, _attention)
 
 
-def number_attention(layers: torch.nn.ModuleList) -> None:
-    """Gives each layer's attention module its index, as decoders have it from HF and encoders do not."""
+def number_attention(layers: torch.nn.ModuleList, name: str = "self_attn") -> None:
+    """Gives each layer's attention module (its attribute `name`) its index, as decoders have it from HF and encoders do not."""
     for index, layer in enumerate(layers):
-        layer.self_attn.layer_idx = index  # type: ignore[union-attr]
+        getattr(layer, name).layer_idx = index

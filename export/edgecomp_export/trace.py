@@ -5,6 +5,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import onnx_ir as ir
@@ -48,15 +49,11 @@ def trace(module: torch.nn.Module, inputs: tuple[Any, ...], names: tuple[list[st
         exporter_log.setLevel(level)
     assert program is not None
     model = program.model
-    weights = set(model.graph.initializers) & set(parameters)
-
-    def keep_weights(node: ir.Node) -> bool | None:
-        return False if any(value is not None and value.name in weights for value in node.inputs) else None
-
-    optimize_ir(model, should_fold=keep_weights)
-    onnx_fusions.fuse(model)
-    CommonSubexpressionEliminationPass()(model)
-    for name in sorted(weights & set(model.graph.initializers)):
+    with _unknown(model, set(parameters)):
+        optimize_ir(model)
+        onnx_fusions.fuse(model)
+        CommonSubexpressionEliminationPass()(model)
+    for name in sorted(set(parameters) & set(model.graph.initializers)):
         model.graph.initializers[name].name = parameters[name]
     for node in model.graph:
         node.metadata_props.clear()  # torch's stack traces: most of the file's size, and paths of this machine
@@ -66,3 +63,20 @@ def trace(module: torch.nn.Module, inputs: tuple[Any, ...], names: tuple[list[st
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     return model
+
+
+@contextlib.contextmanager
+def _unknown(model: ir.Model, names: set[str]) -> Iterator[None]:
+    """While inside, weights are inputs: no optimisation can look at their content, which is not there yet, or fold it."""
+    graph, count = model.graph, len(model.graph.inputs)
+    weights = {name: graph.initializers.pop(name) for name in sorted(names & set(graph.initializers))}
+    content = {name: value.const_value for name, value in weights.items()}
+    for value in weights.values():
+        value.const_value = None
+        graph.inputs.append(value)
+    yield
+    del graph.inputs[count:]
+    for name, value in weights.items():
+        value.const_value = content[name]
+        if value.uses():
+            graph.register_initializer(value)

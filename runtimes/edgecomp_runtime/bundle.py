@@ -137,7 +137,7 @@ def _check_file(path: Path, name: str, expected: FileInfo, verify_hashes: bool) 
 
 def _check_sense(manifest: Manifest) -> None:
     """What the types cannot say. No compiler writes such a manifest; a reader should not stumble over it."""
-    table, layers = manifest.embeddings, manifest.decoder.layers
+    table, layers, vision = manifest.embeddings, manifest.decoder.layers, manifest.vision
     held = manifest.files[table.file].bytes - table.offset
     wrong = [
         ("no plan 'full'", "full" not in manifest.plans),
@@ -145,6 +145,11 @@ def _check_sense(manifest: Manifest) -> None:
         (f"embeddings of type {table.dtype!r}", table.dtype not in ("float32", "float16")),
         (f"embeddings {list(table.shape)} in the {held} bytes from {table.offset} of {table.file}",
          table.offset < 0 or min(table.shape) < 1 or table.shape[0] * table.shape[1] * (2 if table.dtype == "float16" else 4) > held),
+        (f"{vision.runs} runs of visual tokens for {len(vision.tiles)} tiles", vision.runs not in (1, len(vision.tiles)) or not vision.tiles),
+        (f"{manifest.decoder.position_axes} axes of positions for {len(vision.tiles)} tiles",
+         manifest.decoder.position_axes != 1 and (manifest.decoder.position_axes != 3 or len(vision.tiles) != 1)),
+        *((f"plan {name!r} with {len(plan.tile_tokens)} parts for {len(vision.tiles)} tiles", len(plan.tile_tokens) != len(vision.tiles))
+          for name, plan in manifest.plans.items()),
         *((f"plan {name!r} with cache rows {list(plan.cache_rows[:9])}, for {layers} layers and a window of {manifest.decoder.context}",
            len(plan.cache_rows) != layers or not all(0 < rows <= manifest.decoder.context for rows in plan.cache_rows))
           for name, plan in manifest.plans.items()),

@@ -43,25 +43,42 @@ def load(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> Image.Imag
 
 
 def preprocess(picture: Image.Image, info: ImageInfo) -> np.ndarray:
-    """Pixels of an RGB picture (from `load`): float32 [3, height, width], with height and width from `info.size`.
+    """Pixels of an RGB picture (from `load`): float32 [3, height, width] of `info.size`, or [tiles, 3, height, width].
 
-    What `fit` makes of it, then `(value * rescale - mean) / std`. Equal to Hugging Face's `CLIPImageProcessorPil` and
-    `SiglipImageProcessorPil` bit for bit. Only small pictures so long and thin that Hugging Face would enlarge them to more than
-    eight crops may be off by one of 255 levels in rare pixels.
+    What `tiles` makes of it, each `(value * rescale - mean) / std`. Equal to Hugging Face's image processors without torchvision
+    (`CLIPImageProcessorPil` and so on), CLIP's and SigLIP's bit for bit. Only small pictures so long and thin that Hugging Face
+    would enlarge them to more than eight crops may be off by one of 255 levels in rare pixels.
     """
     # Hugging Face scales in float64 and normalises in float32; the same order gives the same bits.
-    scaled = (np.asarray(fit(picture, info)).astype(np.float64) * info.rescale).astype(np.float32)  # [height, width, 3]
-    pixels = (scaled - np.array(info.mean, np.float32)) / np.array(info.std, np.float32)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    found = np.stack([np.asarray(tile) for tile in tiles(picture, info)])  # [tiles, height, width, 3]
+    pixels = ((found.astype(np.float64) * info.rescale).astype(np.float32) - np.array(info.mean, np.float32)) / np.array(info.std, np.float32)
+    pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+    return pixels[0] if info.count == 1 else pixels
+
+
+def tiles(picture: Image.Image, info: ImageInfo) -> list[Image.Image]:
+    """The tiles that the vision tower sees, row by row, with the overview where `info.overview` says."""
+    canvas, (height, width) = fit(picture, info), info.size
+    rows, columns = info.tiles
+    found = [canvas.crop((c * width, r * height, (c + 1) * width, (r + 1) * height)) for r in range(rows) for c in range(columns)]
+    if info.overview:
+        overview = (canvas if info.overview == "last of canvas" else picture).resize((width, height), info.resample)
+        found.insert(0 if info.overview == "first" else len(found), overview)
+    return found
 
 
 def fit(picture: Image.Image, info: ImageInfo) -> Image.Image:
-    """The part of a picture that the model sees, at the size it sees it.
+    """A picture on the canvas that is cut into tiles: the part of it that the model sees, at the size it sees it.
 
-    With `info.shortest_edge` the picture is resized to it and its centre cut out, black where it is smaller than the cut;
-    without, it is resized to the size itself, whatever its aspect.
+    With `info.shortest_edge` the picture is resized to it and its centre cut out, black where it is smaller than the cut. With
+    `info.box` it is resized within the box, its aspect kept, and centred on black. Without, it is resized to the canvas, whatever
+    its aspect, with `info.longest_edge` by way of that edge, as Idefics3's processor does.
     """
-    height, width = info.size
+    height, width = info.canvas
+    if info.box:
+        return _letterbox(picture, info.box, (width, height), info.resample)
+    if info.longest_edge:
+        picture = picture.resize(_longest(picture.size, info.longest_edge), info.resample)
     if info.shortest_edge is None:
         return picture.resize((width, height), info.resample)
     resized = _resized_size(picture.size, info.shortest_edge)
@@ -71,6 +88,28 @@ def fit(picture: Image.Image, info: ImageInfo) -> Image.Image:
     if resized[0] > picture.width and resized[0] * resized[1] > WINDOW_ABOVE * width * height:
         return _enlarge_window(picture, resized, box, info.resample)
     return picture.resize(resized, info.resample).crop(box)  # crop fills with zeros beyond the edges
+
+
+def _letterbox(picture: Image.Image, box: tuple[int, int], size: tuple[int, int], resample: int) -> Image.Image:
+    """LLaVA-NeXT's fitting: within `box` (height, width), rounded up, in the middle of black of `size` (width, height)."""
+    scale = min(box[1] / picture.width, box[0] / picture.height)
+    inner = (min(math.ceil(picture.width * scale), box[1]), min(math.ceil(picture.height * scale), box[0]))
+    canvas = Image.new("RGB", size)
+    canvas.paste(picture.resize(inner, resample), ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
+    return canvas
+
+
+def _longest(size: tuple[int, int], edge: int) -> tuple[int, int]:
+    """Width and height after the longer edge has become `edge`; the other one even, as Idefics3's processor rounds it."""
+    width, height = size
+    aspect = width / height
+    if width >= height:
+        width, height = edge, int(edge / aspect)
+        height += height % 2
+    else:
+        width, height = int(edge * aspect), edge
+        width += width % 2
+    return max(width, 1), max(height, 1)
 
 
 def _from_frame(frame: np.ndarray) -> Image.Image:

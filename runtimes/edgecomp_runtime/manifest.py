@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from edgecomp_runtime.errors import BundleError
 
-SCHEMA = 1
+SCHEMA = 2  # 2: tiles, several runs of visual tokens a picture, M-RoPE, deepstack and segments
 
 T = TypeVar("T")
 
@@ -26,14 +26,20 @@ class TensorInfo:
     """One input or output of a graph. `shape` holds numbers and, where it varies, the symbol's name.
 
     Roles: pixels, visual_tokens, kept (positions of the kept tokens in the unpruned raster), embeddings, positions,
-    length (cache rows in use), logit_rows, logits, cache_key and cache_value (the latter two with their layer;
-    an output of the same role and layer is the input's buffer, updated in place).
+    segments (0, or a number that rows share which see each other both ways), length (cache rows in use), logit_rows, logits,
+    deepstack (features added after this decoder layer: out of the vision graph, into the decoder, zero at text), cache_key and
+    cache_value (the latter three with their layer; an output of the same cache role and layer is the input's buffer, updated in place).
     """
     name: str
     role: str
     dtype: str
     shape: tuple[int | str, ...]
     layer: int | None = None
+
+    @property
+    def key(self) -> str:
+        """What a backend is fed it under: the role, and the layer where it has one."""
+        return self.role if self.layer is None else f"{self.role}.{self.layer}"
 
 
 @dataclass(frozen=True)
@@ -57,73 +63,146 @@ class PlanInfo:
     """One named budget: the graph files to run for it, by dialect and then by part (vision, prefill, decode).
 
     position: 'keep' (kept tokens stay where they were, the next token is at the unpruned length) or 'compact'.
+    visual_tokens: of a picture, over all its tiles; tile_tokens: those of each tile.
     cache_rows: rows that each decoder layer's cache holds.
     """
     steps: tuple[StepInfo, ...]
     position: str
     visual_tokens: int
+    tile_tokens: tuple[int, ...]
     cache_rows: tuple[int, ...]
     variants: dict[str, dict[str, str]]
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """How a picture becomes pixels: shortest edge to `shortest_edge` (or both edges to `size`), centre crop, scale, normalise."""
+    """How a picture becomes pixels: fitted to a canvas of `tiles` (rows, columns) of `size`, cut up, scaled, normalised.
+
+    Fitting, by what is set: `shortest_edge`: resized to it, centre cut out (one tile only). `longest_edge`: resized to it, then to
+    the canvas whatever its aspect. `box`: resized within this (height, width) with its aspect kept, centred, black around it.
+    None of them: resized to the canvas whatever its aspect.
+
+    overview: where the whole picture, resized to one more tile, stands among them: 'first' and 'last' are made of the picture
+    itself, 'last of canvas' of what was cut up; '' where there is none.
+    """
     size: tuple[int, int]
     shortest_edge: int | None
     resample: int
     rescale: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    tiles: tuple[int, int] = (1, 1)
+    overview: str = ""
+    longest_edge: int | None = None
+    box: tuple[int, int] | None = None
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """Height and width of all tiles side by side."""
+        return self.size[0] * self.tiles[0], self.size[1] * self.tiles[1]
+
+    @property
+    def count(self) -> int:
+        """Tiles of a picture, the overview among them. One has pixels [3, H, W], several have [count, 3, H, W]."""
+        return self.tiles[0] * self.tiles[1] + bool(self.overview)
+
+    @property
+    def fit(self) -> str:
+        """What happens to a picture of another shape, in a word."""
+        return "cropped" if self.shortest_edge else "letterboxed" if self.box else "resized"
+
+
+@dataclass(frozen=True)
+class TileInfo:
+    """A tile's place among a picture's visual tokens: the token at (row, column) is number start + row * stride + column."""
+    start: int
+    rows: int
+    columns: int
+    stride: int
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.columns
 
 
 @dataclass(frozen=True)
 class VisionInfo:
-    """The vision tower: its token grid (rows, columns), tokens an image, layers, and where a CLS row can be read."""
-    grid: tuple[int, int]
+    """The vision tower and what it makes of a picture.
+
+    tokens: of a picture, over all tiles; those in no tile are separators (row newlines), which go with the first pruning.
+    texts: what stands around the visual tokens in a prompt: before and after them all, or around each tile's.
+    max_images: of a prompt.
+    layers, select_layer, has_cls: of the tower, and whether a CLS row can be read.
+    """
     tokens: int
+    tiles: tuple[TileInfo, ...]
+    texts: tuple[str, ...]
+    max_images: int
     layers: int
     select_layer: int
     has_cls: bool
 
+    @property
+    def runs(self) -> int:
+        """Stretches of visual tokens that a picture has in a prompt."""
+        return len(self.texts) - 1
+
 
 @dataclass(frozen=True)
 class TextInfo:
-    """Tokenizer, chat template and the special ids."""
+    """Tokenizer, chat template and the special ids.
+
+    image_token, image_id: what the visual tokens take the place of. placeholder: what stands for a whole picture in a chat
+    template's output and in raw prompts (the same token in most families).
+    """
     tokenizer: str
     chat_template: str | None
     special_tokens: dict[str, str]
     end_ids: tuple[int, ...]
     image_token: str
     image_id: int
+    placeholder: str
 
 
 @dataclass(frozen=True)
 class TableInfo:
-    """The token embeddings: a table in a weight file, memory-mapped and gathered on the host."""
+    """The token embeddings: a table in a weight file, memory-mapped and gathered on the host, then multiplied by `scale`."""
     file: str
     offset: int
     shape: tuple[int, int]
     dtype: str
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class DecoderInfo:
-    """The decoder's shape, as far as the cache and reports need it. `context` is the window in unpruned rows."""
+    """The decoder's shape, as far as the cache and reports need it. `context` is the window in unpruned rows.
+
+    position_axes: 1, or 3 for M-RoPE (temporal, row, column; arXiv 2409.12191). first_position: of the first row.
+    bidirectional: what sees itself both ways: '' nothing, 'images' each picture, 'prompt' all of the prompt.
+    """
     layers: int
     heads: int
     key_value_heads: int
     head_dim: int
     hidden: int
     context: int
+    position_axes: int = 1
+    first_position: int = 0
+    bidirectional: str = ""
 
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """The checkpoint that a bundle was made from. `sha256` is over the names and hashes of its weight files."""
+    """The checkpoint that a bundle was made from. `sha256` is over the names and hashes of its weight files.
+
+    image_size, tiles: what was chosen of its pictures; None was left to the family.
+    """
     model: str
     family: str
     sha256: str
+    image_size: tuple[int, int] | None = None
+    tiles: int | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from edgecomp_runtime.backends import aligned_zeros, is_state
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import InputError
 from edgecomp_runtime.generation import Generation, Statistics, StopTexts
-from edgecomp_runtime.rows import Rows, VisualTokens, lay_out
+from edgecomp_runtime.rows import Layout, Rows, VisualTokens, following, lay_out
 from edgecomp_runtime.sampling import Sampling, sampler
 from edgecomp_runtime.text import Text
 
@@ -54,13 +54,16 @@ class Session:
         graphs = {part: self._manifest.graphs[file] for part, file in parts.items()}
         template = bundle.manifest.text.chat_template
         self.text = Text(bundle.manifest.text, bundle.file(bundle.manifest.text.tokenizer), bundle.read_text(template) if template else None)
-        self._embeddings = bundle.embeddings()
+        self._table, self._scale = bundle.embeddings(), np.asarray(self._manifest.embeddings.scale, self._manifest.embeddings.dtype)
+        self._layout = Layout.of(self._manifest.vision, self._manifest.decoder, self.plan)
         rows = min(self.plan.cache_rows)
         self._state = {t.name: aligned_zeros((1, *(rows if s == "capacity" else int(s) for s in t.shape[1:])), t.dtype)
                        for t in graphs["prefill"].inputs if is_state(t.role)}
         self._decoder = self._backend.load(bundle.file(parts["prefill"]), graphs["prefill"], self._state)
         self._vision = self._backend.load(bundle.file(parts["vision"]), graphs["vision"], {})
         self._pixel_type = next(t.dtype for t in graphs["vision"].inputs if t.role == "pixels")
+        self._stacked = [t.key for t in graphs["prefill"].inputs if t.role == "deepstack"]
+        self._segmented = any(t.role == "segments" for t in graphs["prefill"].inputs)
         self._capacity = rows
         # a decoder that takes any rows at any length can take a prompt in parts; one with a cut inside takes it whole
         self._chunk = PREFILL_ROWS if parts["prefill"] == parts["decode"] else rows
@@ -114,9 +117,9 @@ class Session:
         statistics = self._running = Statistics()
         rows = self._rows(ids, pixels, statistics)
         length = self._reusable(rows)
-        embeddings = np.concatenate([rows.embeddings[length:], self._embeddings[list(answer)]])
-        positions = np.concatenate([rows.positions[length:], rows.next_position + np.arange(len(answer))])
-        return self._step(embeddings, positions, [*rows.sources[length:], *answer], length, statistics, len(answer) + 1)
+        if answer:
+            rows = rows.then(answer, self._embed(answer))
+        return self._step(rows.since(length), length, statistics, len(answer) + 1)
 
     def visual_tokens(self, image: Picture) -> VisualTokens:
         """A picture's visual tokens [K, D] and the raster places [K] they take, as the decoder gets them."""
@@ -130,11 +133,15 @@ class Session:
     def _prepare(self, prompt: str | Messages, images: Sequence[Picture], raw: bool, answer: int) -> tuple[list[int], list[NDArray[np.float32]]]:
         """The prompt's ids and the pictures' pixels, once both are known to fit with an answer of so many tokens."""
         from edgecomp_runtime import images as pictures
-        ids = self.text.encode(self._prompt_text(prompt, len(images), raw))
-        places = ids.count(self._manifest.text.image_id)
-        if places != len(images):
-            raise InputError(f"the prompt has {places} places for images and {len(images)} images were given: give one for each "
-                             f"{self._manifest.text.image_token}")
+        info, vision = self._manifest.text, self._manifest.vision
+        text = self._prompt_text(prompt, len(images), raw)
+        places = text.count(info.placeholder)
+        ids = self.text.encode(text.replace(info.placeholder, info.image_token.join(vision.texts)))
+        if places != len(images) or ids.count(info.image_id) != places * vision.runs:
+            raise InputError(f"the prompt has {places} places for images and {len(images)} images were given: give one for each {info.placeholder}")
+        if places > vision.max_images:
+            raise InputError(f"{places} images are more than the {vision.max_images} that this bundle was compiled for: "
+                             "compile with a larger --max-images")
         needed, room = self._room(ids)
         if room < answer:
             raise InputError(f"the prompt takes {needed} rows, {places * self.plan.visual_tokens} of them visual tokens, which leaves no room for an "
@@ -144,10 +151,10 @@ class Session:
 
     def _room(self, ids: list[int]) -> tuple[int, int]:
         """Rows that the prompt takes, and tokens that fit behind it. Pruned places count as positions under 'keep'."""
-        images = ids.count(self._manifest.text.image_id)
-        rows = len(ids) - images + images * self.plan.visual_tokens
-        positions = rows if self.plan.position == "compact" else len(ids) - images + images * self._manifest.vision.tokens
-        return rows, min(self._capacity - rows, self._manifest.decoder.context - positions)
+        runs = ids.count(self._manifest.text.image_id)
+        images, text = runs // len(self._layout.runs), len(ids) - runs
+        rows = text + images * self._layout.rows
+        return rows, min(self._capacity - rows, self._manifest.decoder.context - text - images * self._layout.positions)
 
     def _prompt_text(self, prompt: str | Messages, images: int, raw: bool) -> str:
         if isinstance(prompt, str):
@@ -166,7 +173,7 @@ class Session:
         rows = self._rows(ids, pixels, statistics)
         reused = statistics.reused_rows = self._reusable(rows)
         at = time.perf_counter()
-        logits = self._step(rows.embeddings[reused:], rows.positions[reused:], rows.sources[reused:], reused, statistics)
+        logits = self._step(rows.since(reused), reused, statistics)
         token = choose(logits[-1])
         now = time.perf_counter()
         statistics.prefill_ms, statistics.first_token_ms = (now - at) * 1e3, (now - began) * 1e3
@@ -183,11 +190,12 @@ class Session:
                 statistics.stopped_by = "stop" if stops.met else "cancel" if generation.cancelled else "length"
                 break
             at = time.perf_counter()
-            logits = self._step(self._embeddings[token:token + 1], np.array([position]), [token], len(self._cached), statistics)
+            row = following([token], self._embed([token]), position, len(rows.positions))
+            logits = self._step(row, len(self._cached), statistics)
             token = choose(logits[-1])
             decoding += time.perf_counter() - at
             statistics.per_token_ms = decoding * 1e3 / statistics.new_tokens
-            position += 1
+            position = row.next_position
         statistics.peak_memory_bytes, statistics.memory_meter = memory.peak()
         if not stops.met and (rest := stops.finish(stream.finish())):
             yield rest
@@ -197,8 +205,11 @@ class Session:
         at = time.perf_counter()
         images = self._see(pixels)
         statistics.vision_ms = (time.perf_counter() - at) * 1e3
-        return lay_out(ids, self._manifest.text.image_id, images, self._embeddings,
-                       self._manifest.vision.tokens if self.plan.position == "keep" else None)
+        return lay_out(ids, self._manifest.text.image_id, images, self._embed, self._layout)
+
+    def _embed(self, ids: Sequence[int]) -> NDArray[Any]:
+        found = np.asarray(self._table[list(ids)])
+        return found if self._scale == 1 else found * self._scale
 
     def _see(self, pixels: list[NDArray[np.float32]]) -> list[VisualTokens]:
         """Each picture's visual tokens. The vision tower runs only on those that the last call had not."""
@@ -208,7 +219,8 @@ class Session:
             if name not in found and name not in self._visual:
                 out = self._vision.run({"pixels": picture[None].astype(self._pixel_type)})
                 kept = out["kept"][0] if self.plan.steps else np.arange(self.plan.visual_tokens)
-                self._visual[name] = VisualTokens(name, out["visual_tokens"][0], kept)
+                deepstack = np.stack([out[key][0] for key in self._stacked]) if self._stacked else None
+                self._visual[name] = VisualTokens(name, out["visual_tokens"][0], kept, deepstack)
             found[name] = self._visual[name]
         self._visual = found
         return [found[_name(picture)] for picture in pixels]
@@ -216,22 +228,33 @@ class Session:
     def _reusable(self, rows: Rows) -> int:
         """How many rows at the start of the cache are the prompt's own; the last row is computed anew, for its logits."""
         same = next((n for n, (a, b) in enumerate(zip(self._cached, rows.sources)) if a != b), min(len(self._cached), len(rows.sources)))
-        return min(same, len(rows.sources) - 1)
+        same = min(same, len(rows.sources) - 1)
+        while 0 < same < len(rows.segments) and rows.segments[same] and rows.segments[same - 1] == rows.segments[same]:
+            same -= 1  # rows that see each other both ways come together
+        return same
 
-    def _step(self, embeddings: NDArray[Any], positions: NDArray[np.int64], sources: Sequence[object], length: int,
-              statistics: Statistics, logit_rows: int = 1) -> NDArray[Any]:
+    def _step(self, rows: Rows, length: int, statistics: Statistics, logit_rows: int = 1) -> NDArray[Any]:
         """Runs new rows behind the first `length` of the cache; returns the logits [logit_rows, vocabulary] of the last ones."""
         if self._running is not statistics:
             raise InputError("a newer call of this session's generate took over; one session answers one call at a time")
         del self._cached[length:]
-        first, found = len(sources) - logit_rows, []  # the first row whose logits are asked for
-        for start in range(0, len(sources), self._chunk):
-            end = min(start + self._chunk, len(sources))
+        count, start, found = len(rows.sources), 0, []
+        first = count - logit_rows  # the first row whose logits are asked for
+        while start < count:
+            end = min(start + self._chunk, count)
+            while end < count and rows.segments[end] and rows.segments[end - 1] == rows.segments[end]:
+                end += 1
             wanted = np.arange(max(first, start), max(first, end)) - start
-            out = self._decoder.run({"embeddings": embeddings[None, start:end], "positions": positions[None, start:end],
-                                     "length": np.array([length + start], np.int64), "logit_rows": wanted})
-            self._cached.extend(sources[start:end])
-            found.append(out["logits"][0])
+            positions = rows.positions[:, None, start:end]
+            feeds = {"embeddings": rows.embeddings[None, start:end], "positions": positions if len(positions) > 1 else positions[0],
+                     "length": np.array([length + start], np.int64), "logit_rows": wanted}
+            if self._segmented:
+                feeds["segments"] = rows.segments[None, start:end]
+            for layer, key in enumerate(self._stacked):
+                feeds[key] = (np.zeros_like(feeds["embeddings"]) if rows.deepstack is None else rows.deepstack[layer, None, start:end])
+            found.append(self._decoder.run(feeds)["logits"][0])
+            self._cached.extend(rows.sources[start:end])
+            start = end
         return np.concatenate(found)
 
 

@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgecomp import methods
-from edgecomp.compress import tokens_of
+from edgecomp.budget import tokens_of
 from edgecomp.methods import reference
 from edgecomp.methods.base import DOMAIN, BudgetError, Merging, Method, Place, Selection
 from edgecomp.methods.dart import Dart

@@ -9,9 +9,7 @@ from edgecomp_export.checkpoint import image_info
 from edgecomp_export.families.base import Family
 from edgecomp_export.nodes import mark, mark_layers, number_attention
 from edgecomp_runtime.errors import EdgecompError
-from edgecomp_runtime.manifest import DecoderInfo, ImageInfo, VisionInfo
-
-DEFAULT_CONTEXT = 2048  # rows; enough for a few pictures and a conversation, and 1 GiB of fp16 cache for a 7B model
+from edgecomp_runtime.manifest import ImageInfo, TileInfo
 
 
 class Vision(torch.nn.Module):
@@ -22,63 +20,75 @@ class Vision(torch.nn.Module):
         self.model = model
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        config, inner = self.model.config, self.model.model
-        states = inner.vision_tower(pixels, output_hidden_states=True).hidden_states
-        chosen = [states[k] for k in _select_layers(config)]
-        if config.vision_feature_select_strategy == "default":
-            chosen = [state[:, 1:] for state in chosen]  # the CLS row goes
-        return mark(inner.multi_modal_projector(torch.cat(chosen, -1) if len(chosen) > 1 else chosen[0]), "visual_tokens")
+        return mark(project(self.model, pixels), "visual_tokens")
+
+
+def project(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels [tiles, 3, H, W] through tower, feature selection and projector: [tiles, n, D]."""
+    config, inner = model.config, model.model
+    states = inner.vision_tower(pixels, output_hidden_states=True).hidden_states
+    chosen = [states[k] for k in select_layers(config)]
+    if config.vision_feature_select_strategy == "default":
+        chosen = [state[:, 1:] for state in chosen]  # the CLS row goes
+    found: torch.Tensor = inner.multi_modal_projector(torch.cat(chosen, -1) if len(chosen) > 1 else chosen[0])
+    return found
 
 
 class Llava(Family):
     """`LlavaForConditionalGeneration` of any size, select layer and strategy, GQA or not, tied head or not."""
 
-    def vision(self) -> torch.nn.Module:
-        layers = self._tower_layers()
-        mark_layers(layers)
-        number_attention(layers)
-        return Vision(self.model)
-
-    def language(self) -> tuple[torch.nn.Module, torch.nn.Module]:
-        decoder = self.model.model.language_model
-        if not hasattr(decoder, "layers"):
-            raise EdgecompError(f"the text model {type(decoder).__name__} has no list of layers; edgecomp takes Llama-like decoders here")
-        return decoder, self.model.lm_head
-
     def image_info(self) -> ImageInfo:
-        side = self.model.config.vision_config.image_size
+        self.refuse_choices("image_size", "tiles")
+        side = self.config.vision_config.image_size
         return image_info(self.processor, (side, side))
 
-    def vision_info(self) -> VisionInfo:
-        config = self.model.config
-        vision, select = config.vision_config, max(_select_layers(config))
-        side, layers = vision.image_size // vision.patch_size, vision.num_hidden_layers
-        has_cls = hasattr(self._tower().embeddings, "class_embedding")
-        dropped = config.vision_feature_select_strategy == "default"
-        if has_cls != dropped:
-            raise EdgecompError(f"vision_feature_select_strategy {config.vision_feature_select_strategy!r} with a tower "
-                                f"{'with' if has_cls else 'without'} CLS token leaves no {side}x{side} grid of visual tokens; edgecomp "
-                                f"takes {'default' if has_cls else 'full'!r} here")
-        # hidden state h is the output of layer h - 1
-        return VisionInfo((side, side), side * side, layers, (select if select >= 0 else layers + 1 + select) - 1, has_cls)
+    def tiles(self) -> tuple[TileInfo, ...]:
+        side = grid_side(self.config)
+        return (TileInfo(0, side, side, side),)
 
-    def decoder_info(self, context: int | None) -> DecoderInfo:
-        text = self.model.config.get_text_config()
-        if context is not None and context > text.max_position_embeddings:
-            raise EdgecompError(f"--context {context} exceeds the {text.max_position_embeddings} positions that this model was trained for")
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return DecoderInfo(text.num_hidden_layers, text.num_attention_heads, text.num_key_value_heads, head_dim, text.hidden_size,
-                           context or min(DEFAULT_CONTEXT, text.max_position_embeddings))
+    def tower(self) -> tuple[int, int, bool]:
+        return tower(self.config)
 
-    def _tower(self) -> Any:
-        tower = self.model.model.vision_tower
-        return getattr(tower, "vision_model", tower)
+    def vision(self, model: Any) -> torch.nn.Module:
+        mark_tower(model)
+        return Vision(model)
 
-    def _tower_layers(self) -> torch.nn.ModuleList:
-        layers: torch.nn.ModuleList = self._tower().encoder.layers
-        return layers
+    def hf_features(self, model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        found = model.get_image_features(pixels, vision_feature_layer=self.config.vision_feature_layer,
+                                         vision_feature_select_strategy=self.config.vision_feature_select_strategy)
+        return torch.stack(list(found.pooler_output)), []
 
 
-def _select_layers(config: Any) -> list[int]:
+def mark_tower(model: Any) -> None:
+    """Marks the layers of a CLIP or SigLIP tower and numbers their attention."""
+    inner = model.model.vision_tower
+    layers: torch.nn.ModuleList = getattr(inner, "vision_model", inner).encoder.layers
+    mark_layers(layers)
+    number_attention(layers)
+
+
+def grid_side(config: Any) -> int:
+    """Tokens on a side of a tile's grid. Raises EdgecompError where tower and selection leave no square grid."""
+    vision, strategy = config.vision_config, config.vision_feature_select_strategy
+    side = int(vision.image_size // vision.patch_size)
+    if has_cls(config) != (strategy == "default"):
+        having, good = ("with", "default") if has_cls(config) else ("without", "full")
+        raise EdgecompError(f"vision_feature_select_strategy {strategy!r} with a tower {having} CLS token leaves no "
+                            f"{side}x{side} grid of visual tokens; edgecomp takes {good!r} here")
+    return side
+
+
+def tower(config: Any) -> tuple[int, int, bool]:
+    """Layers, the layer whose output is taken, and whether it has a CLS row."""
+    layers, select = config.vision_config.num_hidden_layers, max(select_layers(config))
+    return layers, (select if select >= 0 else layers + 1 + select) - 1, has_cls(config)  # hidden state h is the output of layer h - 1
+
+
+def has_cls(config: Any) -> bool:
+    return "siglip" not in config.vision_config.model_type
+
+
+def select_layers(config: Any) -> list[int]:
+    """`vision_feature_layer` as a list."""
     chosen = config.vision_feature_layer
     return [chosen] if isinstance(chosen, int) else list(chosen)

@@ -22,13 +22,13 @@ class NullGraph:
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         sizes: dict[str, int] = {}
         for tensor in self._graph.inputs:
-            if tensor.role in feeds:
-                sizes |= {s: n for s, n in zip(tensor.shape, feeds[tensor.role].shape) if isinstance(s, str)}
+            if tensor.key in feeds:
+                sizes |= {s: n for s, n in zip(tensor.shape, feeds[tensor.key].shape) if isinstance(s, str)}
         outputs = {}
         for tensor in self._graph.outputs:
             if not is_state(tensor.role):
                 shape = [sizes[s] if isinstance(s, str) else s for s in tensor.shape]
-                outputs[tensor.role] = np.zeros(shape, tensor.dtype)
+                outputs[tensor.key] = np.zeros(shape, tensor.dtype)
         if "kept" in outputs:
             outputs["kept"] += np.arange(outputs["kept"].shape[1])
         if "logits" in outputs:

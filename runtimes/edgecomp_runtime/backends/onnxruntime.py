@@ -28,18 +28,18 @@ class OnnxRuntimeGraph:
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         binding = self._binding
-        held = [np.ascontiguousarray(feeds[t.role]) for t in self._graph.inputs if not is_state(t.role)]
+        held = [np.ascontiguousarray(feeds[t.key]) for t in self._graph.inputs if not is_state(t.role)]
         for tensor, array in zip((t for t in self._graph.inputs if not is_state(t.role)), held):
             binding.bind_cpu_input(tensor.name, array)
         binding.clear_binding_outputs()
         for tensor in self._graph.outputs:
             if is_state(tensor.role):
-                binding.bind_ortvalue_output(tensor.name, self._state[f"{tensor.role}.{tensor.layer}"])
+                binding.bind_ortvalue_output(tensor.name, self._state[tensor.key])
             else:
                 binding.bind_output(tensor.name, "cpu")
         self._session.run_with_iobinding(binding)
         outputs = dict(zip((t.name for t in self._graph.outputs), binding.get_outputs()))
-        return {t.role: outputs[t.name].numpy() for t in self._results}
+        return {t.key: outputs[t.name].numpy() for t in self._results}
 
 
 class OnnxRuntimeBackend:
