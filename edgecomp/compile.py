@@ -10,14 +10,20 @@ from pathlib import Path
 from edgecomp.budget import tokens_of
 from edgecomp.compress import Recipe, compress
 from edgecomp.writer import goal
+from edgecomp_runtime.bundle import Bundle
 
-EXPORTER = "edgecomp_export.export"  # a name only: the compiler does not depend on torch
+# names only: the compiler does not depend on torch
+EXPORTER = "edgecomp_export.export"
+VERIFIER = "edgecomp_export.layerwise"
 
 
 def compile_model(model: str, out: Path, recipes: Sequence[Recipe], *, precision: str = "fp32", context: int | None = None,
-                  image_size: tuple[int, int] | None = None, tiles: int | None = None, max_images: int | None = None,
+                  image_size: tuple[int, int] | None = None, tiles: int | None = None, max_images: int | None = None, verify: bool = False,
                   say: Callable[[str], None] = lambda line: None) -> list[str]:
     """Exports a checkpoint and adds a plan for each recipe. See `edgecomp_export.export.export` and `compress`.
+
+    With `verify`, the bundle is compared with Hugging Face's model layer by layer before it gets its name; where they differ,
+    VerificationError says where, and nothing is written.
 
     Returns:
         The names of the plans made.
@@ -29,4 +35,9 @@ def compile_model(model: str, out: Path, recipes: Sequence[Recipe], *, precision
     with goal(out), tempfile.TemporaryDirectory(prefix=f".{out.name}.export.", dir=out.parent) as folder:
         neutral = export(model, Path(folder) / "neutral", precision=precision, context=context, image_size=image_size, tiles=tiles,
                          max_images=max_images, say=say)
-        return compress(neutral, out, recipes, say=say)
+        compiled = Path(folder) / "compiled" if verify else out
+        names = compress(neutral, compiled, recipes, say=say)
+        if verify:
+            importlib.import_module(VERIFIER).gate(Bundle.open(compiled), say)
+            compress(compiled, out, [])
+        return names

@@ -122,6 +122,9 @@ def on_canvas(manifest: Manifest, kept: Sequence[int]) -> tuple[tuple[int, int],
     tiles, (rows, columns) = list(manifest.vision.tiles), manifest.image.tiles
     if manifest.image.overview:
         tiles.pop(0 if manifest.image.overview == "first" else -1)
+    if len(tiles) != rows * columns:  # of one packed grid: scaled, or without those that were nothing but black
+        columns = len({(t.start - tiles[0].start) % t.stride for t in tiles})
+        rows = len(tiles) // columns
     wide, high = sum(t.columns for t in tiles[:columns]), sum(t.rows for t in tiles[::columns])
     places: dict[int, int] = {}
     down = 0

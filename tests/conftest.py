@@ -3,9 +3,22 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from edgecomp_runtime.manifest import (
+    SCHEMA,
+    DecoderInfo,
+    ImageInfo,
+    Manifest,
+    SourceInfo,
+    TableInfo,
+    TextInfo,
+    TileInfo,
+    VisionInfo,
+)
 
 # A run started in the background of a script ignores Ctrl-C, and hands that on to the processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -19,6 +32,17 @@ TOLERANCE = {
     "fp32 logits": 1e-4,
     "fp16 logits": 1e-1,
 }
+
+
+def manifest_of(tiles: Sequence[TileInfo], tokens: int | None = None, *, cut: tuple[int, int] | None = None, overview: str = "",
+                context: int = 4096) -> Manifest:
+    """A manifest without files about pictures of such tiles, `cut` (rows, columns) of them beside the overview; one row by default."""
+    side = cut or (1, len(tiles) - bool(overview))
+    vision = VisionInfo(tokens or sum(t.rows * t.columns for t in tiles), tuple(tiles), ("", ""), 8, 2, 1, False)
+    return Manifest(SCHEMA, "edgecomp test", SourceInfo("model", "family", ""), "fp32",
+                    ImageInfo((4, 4), None, 3, 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), side, overview), vision,
+                    TextInfo("tokenizer", None, {}, (2,), "<image>", 3, "<image>"), TableInfo("weights", 0, (5, 8), "float32"),
+                    DecoderInfo(2, 2, 1, 4, 8, context), "full", {}, {}, {})
 
 
 @pytest.fixture(autouse=True)

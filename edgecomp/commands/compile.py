@@ -17,8 +17,9 @@ from edgecomp.commands.options import CONTEXT, KEEP, METHODS, OUTPUT, POSITION, 
 @pictures
 @PRECISION
 @CONTEXT
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Compare with Hugging Face's model, layer by layer, before writing.")
 def command(model: str, out: Path, methods: tuple[str, ...], keeps: tuple[str, ...], position: str, precision: str, context: int | None,
-            image_size: tuple[int, int] | None, tiles: int | None, max_images: int | None) -> None:
+            image_size: tuple[int, int] | None, tiles: int | None, max_images: int | None, verify: bool) -> None:
     """Compile MODEL, a Hugging Face folder or hub name, to a bundle that runs on ONNX Runtime.
 
     The bundle has the plan 'full' and one for each method and budget; the first is its default.
@@ -28,5 +29,5 @@ def command(model: str, out: Path, methods: tuple[str, ...], keeps: tuple[str, .
     """
     from edgecomp.compile import compile_model
     names = compile_model(model, out, recipes(methods, keeps, position), precision=precision, context=context, image_size=image_size,
-                          tiles=tiles, max_images=max_images, say=say)
+                          tiles=tiles, max_images=max_images, verify=verify, say=say)
     say(f"{out} is ready, with the plans {', '.join(['full', *names])}")

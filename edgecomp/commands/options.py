@@ -31,6 +31,13 @@ CONTEXT = click.option("--context", type=click.IntRange(min=1),
                        help="Rows of the window, before compression. [default: 2048, or what the pictures need, or the model's]")
 
 
+class _Tiles(click.IntRange):
+    """At least 1; the 0 that --no-tiles stands for comes as a number."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == 0 else super().convert(value, param, ctx)
+
+
 class _Size(click.ParamType):  # type: ignore[type-arg]
     """HEIGHTxWIDTH in pixels."""
     name = "HxW"
@@ -47,7 +54,7 @@ def pictures(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--max-images", type=click.IntRange(min=1), help="Pictures of a prompt at most. [default: what the window holds]"),
         click.option("--no-tiles", "tiles", flag_value=0, type=click.INT, help="The whole picture as one tile."),
-        click.option("--tiles", type=click.IntRange(min=1),
+        click.option("--tiles", type=_Tiles(min=1),
                      help="Tiles that a picture is cut into, beside its overview, for families that do. [default: the family's; shown first]"),
         click.option("--image-size", type=_Size(), help="Height x width that pictures are fitted to. [default: the model's; shown first]"),
     ):

@@ -12,10 +12,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, InlinePass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
+from edgecomp.dialects.segments import MICROSOFT, SEGMENTS, BothWays
 from edgecomp.ir.rewrite import DOMAIN, constant, dims, inputs, insert, made_by, nodes, replace
 from edgecomp_runtime.errors import EdgecompError
 
-MICROSOFT = "com.microsoft"
 HEAD_PIECE = 16 * 2**20  # bytes
 PAGE_ROWS = 2048  # rows of 2-byte numbers that end on a page, whatever their width
 
@@ -25,10 +25,10 @@ def lower(model: ir.Model) -> None:
     InlinePass()(model)
     for mark in nodes(model, "Mark", DOMAIN):
         replace(model, mark, inputs(mark)[0])
-    decoder = _CacheLengths(model)
+    decoder, both_ways = _CacheLengths(model), BothWays(model)
     for attention in nodes(model, "Attention", DOMAIN):
         if attention.attributes["causal"].as_int():
-            _grouped_query(model, attention, decoder)
+            _grouped_query(model, attention, decoder, both_ways)
         else:
             _multi_head(model, attention)
     _transposed_weights(model)
@@ -64,7 +64,7 @@ class _CacheLengths:
         return self.made[length.name]
 
 
-def _grouped_query(model: ir.Model, node: ir.Node, lengths: _CacheLengths) -> None:
+def _grouped_query(model: ir.Model, node: ir.Node, lengths: _CacheLengths, both_ways: BothWays) -> None:
     query, key, value, past_key, past_value = inputs(node)[:5]
     layer, heads, kv_heads = node.attributes["layer"].as_int(), dims(query)[1], dims(key)[1]
     flat = [_rows_by_hidden(model, node, v) for v in (query, key, value)]
@@ -75,6 +75,8 @@ def _grouped_query(model: ir.Model, node: ir.Node, lengths: _CacheLengths) -> No
         present.name, present.type, present.shape = f"cache_{kind}_out.{layer}", past.type, past.shape
         position = next(n for n, v in enumerate(model.graph.outputs) if v.name == f"new_{kind}.{layer}")
         model.graph.outputs[position] = present
+    if len(node.inputs) > SEGMENTS:
+        out = both_ways.attend(node, out, flat[0], new_key, new_value)
     _heads_from_hidden(model, node, out)
 
 
@@ -96,10 +98,12 @@ def _rows_by_hidden(model: ir.Model, before: ir.Node, value: ir.Value) -> ir.Val
         return insert(model, before, "RotaryEmbedding", [flat, *rotary.inputs[1:]], attributes)[0]
     split = made_by(value, "Transpose")
     if split and tuple(split.attributes["perm"].as_ints()) == (0, 2, 1, 3):
-        reshape = made_by(split.inputs[0], "Reshape")
-        if reshape and len(dims(inputs(reshape)[0])) == 3:
+        rows = inputs(split)[0]
+        reshape = made_by(rows, "Reshape")
+        if reshape and dims(inputs(reshape)[0])[:-1] == dims(rows)[:2]:  # where windows go into the batch too, it does more than split heads
             return inputs(reshape)[0]
-    rows, = insert(model, before, "Transpose", [value], {"perm": [0, 2, 1, 3]})
+    else:
+        rows, = insert(model, before, "Transpose", [value], {"perm": [0, 2, 1, 3]})
     return insert(model, before, "Reshape", [rows, constant(model, "rows_by_hidden", np.array([0, 0, -1], np.int64))])[0]
 
 
@@ -116,7 +120,8 @@ def _merges(attention: ir.Node) -> Iterator[ir.Node]:
     """The nodes behind an Attention node whose result is its heads side by side, [B, S, H*D]."""
     for transpose, _ in attention.outputs[0].uses():
         if transpose.op_type == "Transpose" and tuple(transpose.attributes["perm"].as_ints()) == (0, 2, 1, 3):
-            yield from (n for n, _ in transpose.outputs[0].uses() if n.op_type == "Reshape" and len(dims(n.outputs[0])) == 3)
+            rows = transpose.outputs[0]
+            yield from (n for n, _ in rows.uses() if n.op_type == "Reshape" and dims(n.outputs[0])[:-1] == dims(rows)[:2])
 
 
 def _transposed_weights(model: ir.Model) -> None:
@@ -136,7 +141,7 @@ def _split_head(model: ir.Model) -> None:
     for head in nodes(model, "FusedMatMul", MICROSOFT):
         x, weight = inputs(head)
         tensor = weight.const_value
-        if not head.outputs[0].is_graph_output() or not isinstance(tensor, ir.ExternalTensor) or tensor.nbytes <= 2 * HEAD_PIECE:
+        if not _ends_as_result(head.outputs[0]) or not isinstance(tensor, ir.ExternalTensor) or tensor.nbytes <= 2 * HEAD_PIECE:
             continue
         rows, width = weight.shape.numpy() if weight.shape else (0, 0)
         row_bytes = tensor.nbytes // rows
@@ -151,6 +156,12 @@ def _split_head(model: ir.Model) -> None:
             model.graph.register_initializer(value)
             logits += insert(model, head, "FusedMatMul", [x, value], {"transB": 1}, MICROSOFT)
         replace(model, head, insert(model, head, "Concat", logits, {"axis": -1})[0])
+
+
+def _ends_as_result(value: ir.Value) -> bool:
+    """Whether a value is a result of the graph, or becomes one by a soft cap."""
+    readers = [node for node, _ in value.uses()]
+    return value.is_graph_output() or (len(readers) == 1 and readers[0].op_type in ("Div", "Tanh", "Mul") and _ends_as_result(readers[0].outputs[0]))
 
 
 def _quick_gelu(model: ir.Model) -> None:

@@ -66,6 +66,14 @@ def save(model: ir.Model, path: Path) -> None:
     ir.save(model, path)
 
 
+def read(tensor: ir.TensorProtocol) -> np.ndarray[Any, Any]:
+    """A tensor's content; a weight's is mapped from its file. onnx_ir itself refuses files with hard links, by which bundles share weights."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor.numpy()
+    path = Path(tensor.base_dir) / tensor.location
+    return np.memmap(path, dtype=tensor.dtype.numpy(), mode="r", offset=tensor.offset or 0, shape=tuple(tensor.shape.numpy()))
+
+
 def describe(model: ir.Model) -> GraphInfo:
     """The manifest's entry for a graph whose inputs and outputs are named `role` or `role.layer`."""
     return GraphInfo(tuple(_tensor(v) for v in model.graph.inputs), tuple(_tensor(v) for v in model.graph.outputs))

@@ -79,7 +79,7 @@ class Method(ABC):
         """The method as an ONNX function of the features and its signals."""
         inputs = [ir.Value(name=name) for name in ("features", *self.taxonomy.signals)]
         return onnxscript.build_function(lambda op, *values: self.build(op, place, *values), inputs, domain=DOMAIN,
-                                         name=f"{type(self).__name__}{place.keep}", opset_imports=OPSETS)
+                                         name=f"{type(self).__name__}{place.grid[0]}x{place.grid[1]}to{place.keep}", opset_imports=OPSETS)
 
 
 class Selection(Method):

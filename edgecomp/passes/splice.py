@@ -27,7 +27,7 @@ def at_projector(model: ir.Model, vision: VisionInfo, method: Method, parts: Seq
         method: the rule to put in.
         parts: each tile's grid and budget.
         whole: nothing goes, not even separators.
-        expose: add what the rule saw and did as outputs: features, each signal, and the order of choice. One tile only.
+        expose: add what the rule saw and did as outputs: features, each signal, and the order of choice. One tile without separators only.
     """
     features = marks(model, "visual_tokens")[-1].outputs[0]
     stacked = {layer: mark.outputs[0] for layer, mark in sorted(marks(model, "deepstack").items())}
@@ -60,8 +60,8 @@ class _Splice:
 
     def tiles(self, features: ir.Value, signals: Sequence[ir.Value],
               parts: Sequence[Place]) -> tuple[ir.Value, ir.Value, ir.Value | None]:
-        """Tokens [images, K, D] and places [images, K] that are kept, and for one tile the order of choice [images, K]."""
-        if len(parts) == 1:
+        """Tokens [images, K, D] and places [images, K] that are kept, and for one tile without separators the order of choice [images, K]."""
+        if len(parts) == 1 and parts[0].tokens == self.vision.tokens:
             tokens, kept, order = self.call(parts[0], features, *signals)
             return tokens, kept, order
         groups = [self.group(features, place, [t for t, part in zip(self.vision.tiles, parts) if part == place]) for place in dict.fromkeys(parts)]

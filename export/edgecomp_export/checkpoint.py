@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from edgecomp_export.families import family_of
+from edgecomp_export.families import FAMILIES, family_of
 from edgecomp_runtime.bundle import sha256_of
 from edgecomp_runtime.errors import EdgecompError
 from edgecomp_runtime.manifest import ImageInfo, TextInfo
 
+STORED = {"F64", "F32", "F16", "BF16", "I64", "I32", "BOOL"}  # whole numbers are of buffers, such as position_ids
 WANTED = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
 
 
@@ -65,20 +66,25 @@ def config(folder: Path) -> Any:
     """The checkpoint's config, once it is known to be one that edgecomp could take.
 
     Raises:
-        CheckpointError: a quantised checkpoint, a text-only one, one whose code comes with it, or one that transformers cannot read.
+        CheckpointError: a quantised checkpoint, a text-only one, one whose code comes with it, one of a family that edgecomp lacks,
+            or one that transformers cannot read.
+        UnknownNameError: a model type that nobody knows.
     """
     from transformers import CONFIG_MAPPING, AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     raw = read_json(folder, "config.json")
     model_type = str(raw.get("model_type"))
-    if quantised := raw.get("quantization_config"):
-        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
-        raise CheckpointError(f"{folder} is quantised ({method}): give the checkpoint in bf16, fp16 or fp32 that it was made from")
+    for part in (raw, *(value for value in raw.values() if isinstance(value, dict))):  # the text model may have one of its own
+        if quantised := part.get("quantization_config"):
+            method = quantised.get("quant_method", "method unknown") if isinstance(quantised, dict) else quantised
+            raise CheckpointError(f"{folder} is quantised ({method}): give the checkpoint in bf16, fp16 or fp32 that it was made from")
     if model_type not in CONFIG_MAPPING and raw.get("auto_map"):
         raise CheckpointError(f"{folder} ({model_type}) brings its own model code, which edgecomp does not run: "
                               "look for a conversion to transformers' own classes, whose names often end in -hf")
     if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise CheckpointError(f"{folder} ({model_type}) is a text-only model: edgecomp compiles models that take pictures")
+    if model_type in CONFIG_MAPPING and model_type not in FAMILIES:
+        raise CheckpointError(f"{folder} is a {model_type} model, which edgecomp cannot export: it can {', '.join(sorted(FAMILIES))}")
     family_of(model_type)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -96,15 +102,21 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> Any:
     from transformers import AutoModelForImageTextToText
     from transformers.utils import logging
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    dtype, verbosity = dtype or _stored_dtype(folder), logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what its table of odd weights would say is said below, in one line
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype or _stored_dtype(folder), local_files_only=True,
-                                                                  output_loading_info=True)
-    except CheckpointError:
-        raise
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True,
+                                                                  ignore_mismatched_sizes=True)
     except Exception as error:
         raise CheckpointError(f"transformers cannot load {folder} ({type(error).__name__}: {_first_line(error)}): "
                               "download the checkpoint again") from None
+    finally:
+        logging.set_verbosity(verbosity)
     model, found = loaded
+    if mismatched := sorted(found["mismatched_keys"]):
+        name, stored, wanted = mismatched[0]
+        raise CheckpointError(f"{folder} has weights of another shape than its config.json says, {len(mismatched)} in all: "
+                              f"{name} is {list(stored)} and should be {list(wanted)}; download the checkpoint again")
     if missing := sorted(found["missing_keys"]):
         raise CheckpointError(f"{folder} lacks {len(missing)} of the model's weights, {missing[0]} among them: download the checkpoint again")
     if unexpected := sorted(found["unexpected_keys"]):
@@ -117,8 +129,6 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     """The widest floating-point type among the stored weights."""
     kinds = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     found = {tensor["dtype"] for tensor in _headers(folder)}
-    if unknown := sorted(kind for kind in found - set(kinds) if not kind.startswith(("I", "U", "BOOL"))):
-        raise CheckpointError(f"{folder} has weights of type {unknown[0]}: give a checkpoint in bf16, fp16 or fp32")
     return kinds[next((kind for kind in kinds if kind in found), "F32")] if not {"F16", "BF16"} <= found else torch.float32
 
 
@@ -129,15 +139,28 @@ def weight_sizes(folder: Path) -> tuple[int, int]:
 
 
 def _headers(folder: Path) -> list[dict[str, Any]]:
-    """Every stored tensor's dtype, shape and data_offsets, from the heads of the safetensors files."""
+    """Every stored tensor's dtype, shape and data_offsets, from the heads of the safetensors files.
+
+    Raises:
+        CheckpointError: a file that is none or was cut short, or weights of a type that only quantised models have.
+    """
     found: list[dict[str, Any]] = []
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with path.open("rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            found += [tensor for name, tensor in header.items() if name != "__metadata__"]
-        except (OSError, ValueError, OverflowError, MemoryError, AttributeError) as error:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length))
+            tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+            size = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+            kinds = {tensor["dtype"]: name for name, tensor in tensors.items()}
+        except (OSError, ValueError, OverflowError, MemoryError, AttributeError, TypeError, LookupError, RecursionError) as error:
             raise CheckpointError(f"{path} is not a safetensors file ({_first_line(error)}): download the checkpoint again") from None
+        if path.stat().st_size != size:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes and should have {size}: download the checkpoint again")
+        if strange := sorted(set(kinds) - STORED):  # such numbers mean nothing without their scales
+            raise CheckpointError(f"{folder} is quantised ({kinds[strange[0]]} is {strange[0]}): "
+                                  "give the checkpoint in bf16, fp16 or fp32 that it was made from")
+        found += tensors.values()
     return found
 
 
@@ -150,11 +173,24 @@ def fingerprint(folder: Path) -> str:
 
 
 def processor_settings(folder: Path) -> dict[str, Any]:
-    """The image processor's settings, from processor_config.json (transformers 5) or preprocessor_config.json."""
+    """The image processor's settings, from processor_config.json (transformers 5) or preprocessor_config.json.
+
+    Beside them `special_tokens`: the tokenizer's named ones (such as start_image_token), which processors put around pictures.
+    """
     settings = read_json(folder, "processor_config.json").get("image_processor") or read_json(folder, "preprocessor_config.json")
     if not settings:
         raise CheckpointError(f"{folder} has no processor_config.json or preprocessor_config.json: the image size and scale are unknown")
-    return dict(settings)
+    return {**settings, "special_tokens": named_tokens(folder)}
+
+
+def named_tokens(folder: Path) -> dict[str, str]:
+    """The tokens that the tokenizer's settings have names for, wherever this version of transformers has put them."""
+    settings = read_json(folder, "tokenizer_config.json")
+    found = {name: value for name, value in settings.items() if name.endswith("_token")}
+    for nested in (settings.get("extra_special_tokens"), settings.get("model_specific_special_tokens")):
+        found |= nested if isinstance(nested, dict) else {}
+    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in found.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 def image_info(settings: dict[str, Any], side: tuple[int, int]) -> ImageInfo:
@@ -210,4 +246,6 @@ def chat_template(folder: Path) -> str | None:
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "no reason given")[:200]
+    """A reason in one line; where the first one only announces it, with the second."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]
+    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])[:200]

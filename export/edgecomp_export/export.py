@@ -45,7 +45,7 @@ def export(model: str, out: Path, *, precision: str = "fp32", context: int | Non
     family = family_of(config.model_type)(config, checkpoint.processor_settings(folder), Geometry(image_size, tiles, max_images))
     image, decoder = family.image_info(), family.decoder_info(context)
     vision = family.vision_info(decoder)
-    tokenizer = checkpoint.load_tokenizer(folder)
+    tokenizer = family.prepare_tokenizer(checkpoint.load_tokenizer(folder))
     say(cost(folder, precision, image, vision, decoder))
     loaded = checkpoint.load(folder)
     weights = Weights(loaded, precision)
@@ -71,7 +71,7 @@ def export(model: str, out: Path, *, precision: str = "fp32", context: int | Non
         source = SourceInfo(model, config.model_type, checkpoint.fingerprint(folder), image_size, tiles)
         finish(Manifest(SCHEMA, f"edgecomp {__version__}", source, precision, image, vision, text,
                         TableInfo(WEIGHTS, table.offset or 0, (embeddings.shape[0], embeddings.shape[1]), embeddings.dtype.name,
-                                  family.embedding_scale()),
+                                  family.embedding_scale(loaded)),
                         decoder, "full", {"full": full}, graphs, {}))
     return out
 
@@ -110,7 +110,7 @@ class Decoder(torch.nn.Module):
         """`extras` are the segments, where the family has them, and the deepstack features."""
         language, head = self._parts
         segments = extras[:len(extras) - self._family.deepstack]
-        with decoding(NewRows(past, length, segments)) as cache:
+        with decoding(NewRows(past, length, segments, self._family.segments_bounded)) as cache:
             hidden = self._family.decode(language, embeddings, positions, cache, extras[len(segments):])
         return head(torch.index_select(hidden, 1, logit_rows)), *cache.new
 

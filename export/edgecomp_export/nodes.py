@@ -37,10 +37,11 @@ class NewRows:
     """Stands in for HF's cache while tracing: hands the new keys and values through and remembers them.
 
     The past reaches the Attention node directly, so that no concatenation is baked into the graph.
+    `bounded`: a layer's window bounds segments, too.
     """
 
-    def __init__(self, past: list[torch.Tensor], length: torch.Tensor, segments: Sequence[torch.Tensor]):
-        self.past, self.length, self.segments, self.new = past, length, segments, [torch.empty(0)] * len(past)
+    def __init__(self, past: list[torch.Tensor], length: torch.Tensor, segments: Sequence[torch.Tensor], bounded: bool = True):
+        self.past, self.length, self.segments, self.bounded, self.new = past, length, segments, bounded, [torch.empty(0)] * len(past)
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
         self.new[2 * layer: 2 * layer + 2] = [key, value]
@@ -79,6 +80,8 @@ def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, 
         inputs += (*_cache.past[2 * layer: 2 * layer + 2], _cache.length, *_cache.segments)
     attributes: dict[str, Any] = {"causal": int(_cache is not None), "layer": layer, "scale": float(scaling),
                                   "window": sliding_window or 0, "softcap": float(softcap or 0)}
+    if _cache is not None and _cache.segments:
+        attributes["bounded"] = int(_cache.bounded)
     out = torch.onnx.ops.symbolic("edgecomp::Attention", inputs, attrs=attributes, dtype=query.dtype, shape=query.shape, version=1)
     return out.transpose(1, 2).contiguous(), None
 

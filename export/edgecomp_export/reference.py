@@ -26,7 +26,7 @@ class Prompts:
         self.folder: Path = checkpoint.find(model)
         config = checkpoint.config(self.folder)
         self.family = family_of(config.model_type)(config, checkpoint.processor_settings(self.folder), geometry)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        self.tokenizer: Any = self.family.prepare_tokenizer(AutoTokenizer.from_pretrained(self.folder, local_files_only=True))
         self.image_processor: Any = AutoImageProcessor.from_pretrained(self.folder, local_files_only=True)  # type: ignore[no-untyped-call]
         self.template = checkpoint.chat_template(self.folder) or self.family.template()
         self.image_id = checkpoint.image_id(config)
@@ -73,7 +73,7 @@ class Reference(Prompts):
         """Greedy ids by HF's own `generate`, end token included where it came."""
         prompt = torch.tensor([ids])
         out = self.model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=most, do_sample=False,
-                                  **self.family.hf_prompt(prompt), **self.family.hf_pixels(pixels))
+                                  **self.family.hf_prompt(prompt), **self.family.hf_generate(self.model, pixels))
         return [int(i) for i in out[0, len(ids):]]
 
     @torch.no_grad()
@@ -111,7 +111,7 @@ class Reference(Prompts):
         where = torch.from_numpy(np.ascontiguousarray(positions))
         hidden = self.family.hf_decode(self.model, embeddings, where if len(where) == 1 else where[:, None],
                                        self.segments(places[0], len(answer)), deepstack)
-        found: NDArray[np.float32] = self.model.lm_head(hidden[0, len(ids) - 1:]).numpy()
+        found: NDArray[np.float32] = self.family.language(self.model)[1](hidden[0, len(ids) - 1:]).numpy()
         return found
 
     def segments(self, places: torch.Tensor, answer: int) -> torch.Tensor:

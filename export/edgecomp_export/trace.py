@@ -52,6 +52,7 @@ def trace(module: torch.nn.Module, inputs: tuple[Any, ...], names: tuple[list[st
     with _unknown(model, set(parameters)):
         optimize_ir(model)
         onnx_fusions.fuse(model)
+        _norms_of_one_type(model)
         CommonSubexpressionEliminationPass()(model)
     for name in sorted(set(parameters) & set(model.graph.initializers)):
         model.graph.initializers[name].name = parameters[name]
@@ -63,6 +64,22 @@ def trace(module: torch.nn.Module, inputs: tuple[Any, ...], names: tuple[list[st
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     return model
+
+
+def _norms_of_one_type(model: ir.Model) -> None:
+    """Casts the input of an RMSNormalization to the type of its scale, where that is wider.
+
+    Gemma normalises and scales in fp32, and the fusion takes the cast in front for its own. ONNX allows an fp16 input beside an
+    fp32 scale, but its expansion of the operator multiplies the two, and onnxruntime refuses that.
+    """
+    for node in list(model.graph):
+        if node.op_type == "RMSNormalization":
+            x, scale = node.inputs[:2]
+            if x is not None and scale is not None and scale.dtype == ir.DataType.FLOAT and x.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+                cast = ir.node("Cast", [x], {"to": scale.dtype})
+                cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(scale.dtype), x.shape
+                model.graph.insert_before(node, cast)
+                node.replace_input_with(0, cast.outputs[0])
 
 
 @contextlib.contextmanager

@@ -14,9 +14,11 @@ from edgecomp.budget import places
 from edgecomp.evaluate import MOST_TOKENS
 from edgecomp.methods.base import Merging
 from edgecomp.passes.splice import places_of
+from edgecomp_export.families.base import Geometry
 from edgecomp_export.reference import Reference
 from edgecomp_runtime import Session
 from edgecomp_runtime.images import load, preprocess
+from edgecomp_runtime.manifest import Manifest, PlanInfo
 from edgecomp_runtime.rows import Layout
 
 # measured: fp32 differences on the demonstration model stay under 2e-5; fp16 arithmetic against fp32 reaches a few hundredths
@@ -34,6 +36,12 @@ class Comparison:
     @property
     def same(self) -> bool:
         return self.reference == self.bundle
+
+
+def reference_of(manifest: Manifest, model: str | None = None) -> Reference:
+    """The model that a bundle was made from, with pictures of the bundle's geometry."""
+    source = manifest.source
+    return Reference(model or source.model, geometry=Geometry(source.image_size, source.tiles))
 
 
 def compare(session: Session, reference: Reference, image: Any, question: str, pixels: torch.Tensor,
@@ -82,20 +90,23 @@ def seen(session: Session, reference: Reference, image: Any) -> torch.Tensor:
 def imposed(session: Session, features: tuple[torch.Tensor, list[torch.Tensor]],
             image: Any) -> tuple[torch.Tensor, list[torch.Tensor], NDArray[np.int64]]:
     """HF's own features of one picture, reduced as the bundle's graph reduced its own: tokens [K, D], deepstack, raster places [K]."""
-    kept, vision = session.visual_tokens(image).kept, session.bundle.manifest.vision
+    kept, manifest = session.visual_tokens(image).kept, session.bundle.manifest
+    tokens, stacked = (features[0][0].numpy(), [layer[0].numpy() for layer in features[1]])
+    return (torch.from_numpy(reduced(manifest, session.plan, tokens, kept)),
+            [torch.from_numpy(reduced(manifest, session.plan, layer, kept)) for layer in stacked], kept)
 
-    def reduce(values: torch.Tensor) -> torch.Tensor:
-        for step in session.plan.steps:
-            method = methods.make(step.method, **step.parameters)
-            if isinstance(method, Merging) and step.keep < vision.tokens:
-                parts = places(session.bundle.manifest, step.keep)
-                merged = [torch.from_numpy(method.weights(part)).to(values) @ values[torch.from_numpy(places_of(tile))]
-                          for part, tile in zip(parts, vision.tiles)]
-                taken = np.concatenate([places_of(tile)[method.places(part)] for part, tile in zip(parts, vision.tiles)])
-                return torch.cat(merged)[torch.from_numpy(np.argsort(taken, kind="stable"))]
-        return values[torch.from_numpy(kept)]
-    tokens, stacked = features
-    return reduce(tokens[0]), [reduce(layer[0]) for layer in stacked], kept
+
+def reduced(manifest: Manifest, plan: PlanInfo, values: NDArray[Any], kept: NDArray[np.int64]) -> NDArray[Any]:
+    """One picture's features [N, D] as a plan reduces them, given the places [K] that it keeps: those rows, or its averages."""
+    for step in plan.steps:
+        method = methods.make(step.method, **step.parameters)
+        if isinstance(method, Merging) and step.keep < manifest.vision.tokens:
+            parts = list(zip(places(manifest, step.keep), manifest.vision.tiles))
+            merged = np.concatenate([method.weights(part).astype(values.dtype) @ values[places_of(tile)] for part, tile in parts])
+            taken = np.concatenate([places_of(tile)[method.places(part)] for part, tile in parts])
+            ascending: NDArray[Any] = merged[np.argsort(taken, kind="stable")]
+            return ascending
+    return values[kept]
 
 
 def place(unpruned: NDArray[np.int64], ids: Sequence[int], kept: NDArray[np.int64], image_id: int, session: Session,

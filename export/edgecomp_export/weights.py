@@ -1,8 +1,7 @@
 """A model's weights as its checkpoint stores them, read one at a time: nothing holds the whole model in another type."""
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,11 @@ class Weights:
     Args:
         model: as loaded, in the type that it is stored in; changed in place.
         precision: 'fp32' or 'fp16'.
+        through: a precision that content is rounded to on its way.
     """
 
-    def __init__(self, model: Any, precision: str):
-        self.model, self.dtype = model, DTYPES[precision]
+    def __init__(self, model: Any, precision: str, *, through: str | None = None):
+        self.model, self.dtype, self.through = model, DTYPES[precision], DTYPES[through or precision]
         self._stored: dict[int, torch.Tensor] = {}
         self._names: dict[str, torch.nn.Parameter] = dict(model.named_parameters(remove_duplicate=False))
         for parameter in self._names.values():
@@ -44,35 +44,32 @@ class Weights:
         parameter = self._names.get(name)
         if parameter is None:
             return None
-        stored = self._stored[id(parameter)]
-        found = stored.to(parameter.dtype)
+        stored, found = self._stored[id(parameter)], self._content(parameter)
         if found.dtype == torch.float16 and stored.dtype != torch.float16 and not bool(found.isfinite().all()):
             raise EdgecompError(f"the weight {name} reaches {float(stored.abs().max()):.3g}, and fp16 ends at 65504: use --precision fp32")
         content: np.ndarray[Any, Any] = found.numpy()
         return content
 
-    @contextmanager
-    def filled(self, *modules: torch.nn.Module) -> Iterator[None]:
-        """While inside, all parameters of the modules have their content."""
-        self.fill(*modules)
-        try:
-            yield
-        finally:
-            self.empty(*modules)
+    def fill(self, module: torch.nn.Module) -> None:
+        """Gives a module's parameters their content."""
+        for parameter in module.parameters():
+            parameter.data = self._content(parameter)
 
-    def fill(self, *modules: torch.nn.Module) -> None:
-        """Gives the modules' parameters their content."""
-        for parameter in _parameters(modules):
-            parameter.data = self._stored[id(parameter)].to(parameter.dtype)
-
-    def empty(self, *modules: torch.nn.Module) -> None:
+    def empty(self, module: torch.nn.Module) -> None:
         """Takes it away again."""
-        for parameter in _parameters(modules):
+        for parameter in module.parameters():
             parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype)
 
+    def fill_except(self, modules: Sequence[torch.nn.Module]) -> None:
+        """Gives all parameters their content but those of some modules."""
+        left_out = {id(parameter) for module in modules for parameter in module.parameters()}
+        for parameter in self.model.parameters():
+            if id(parameter) not in left_out:
+                parameter.data = self._content(parameter)
 
-def _parameters(modules: tuple[torch.nn.Module, ...]) -> list[torch.nn.Parameter]:
-    return list({id(p): p for module in modules for p in module.parameters()}.values())
+    def _content(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        stored = self._stored[id(parameter)]
+        return stored.to(self.through).to(parameter.dtype) if stored.is_floating_point() else stored
 
 
 def _renew_buffers(model: Any, dtype: torch.dtype) -> None:

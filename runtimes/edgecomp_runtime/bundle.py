@@ -145,9 +145,16 @@ def _check_sense(manifest: Manifest) -> None:
         (f"embeddings of type {table.dtype!r}", table.dtype not in ("float32", "float16")),
         (f"embeddings {list(table.shape)} in the {held} bytes from {table.offset} of {table.file}",
          table.offset < 0 or min(table.shape) < 1 or table.shape[0] * table.shape[1] * (2 if table.dtype == "float16" else 4) > held),
+        (f"{vision.tokens} visual tokens in a window of {manifest.decoder.context} rows", not 0 < vision.tokens < manifest.decoder.context),
+        *((f"a tile of {tile.rows} x {tile.columns} tokens from {tile.start}, {tile.stride} apart, of {vision.tokens}",
+           min(tile.rows, tile.columns, tile.stride) < 1 or tile.start < 0
+           or tile.start + (tile.rows - 1) * tile.stride + tile.columns > vision.tokens) for tile in vision.tiles),
         (f"{vision.runs} runs of visual tokens for {len(vision.tiles)} tiles", vision.runs not in (1, len(vision.tiles)) or not vision.tiles),
         (f"{manifest.decoder.position_axes} axes of positions for {len(vision.tiles)} tiles",
          manifest.decoder.position_axes != 1 and (manifest.decoder.position_axes != 3 or len(vision.tiles) != 1)),
+        *((f"plan {name!r} with {plan.visual_tokens} visual tokens of {vision.tokens}, {list(plan.tile_tokens[:9])} of the tiles",
+           not 0 < sum(plan.tile_tokens) <= plan.visual_tokens <= vision.tokens or min(plan.tile_tokens) < 0)
+          for name, plan in manifest.plans.items()),
         *((f"plan {name!r} with {len(plan.tile_tokens)} parts for {len(vision.tiles)} tiles", len(plan.tile_tokens) != len(vision.tiles))
           for name, plan in manifest.plans.items()),
         *((f"plan {name!r} with cache rows {list(plan.cache_rows[:9])}, for {layers} layers and a window of {manifest.decoder.context}",

@@ -13,7 +13,9 @@ from edgecomp_runtime.errors import InputError
 from edgecomp_runtime.manifest import ImageInfo
 
 FILTER_REACH = 4  # source pixels to each side that enlarging can look at: pillow's widest filter, Lanczos, has 3
+MOST_LONGEST = 4096  # pixels of an edge, in Idefics3's processor
 WINDOW_ABOVE = 8  # an enlarged picture of more than so many crops is never made whole
+SQUARED_BELOW = 8  # a picture that is longer than so many times its width has no square made for it, which would be huge
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, as pillow has it
 
@@ -71,12 +73,18 @@ def fit(picture: Image.Image, info: ImageInfo) -> Image.Image:
     """A picture on the canvas that is cut into tiles: the part of it that the model sees, at the size it sees it.
 
     With `info.shortest_edge` the picture is resized to it and its centre cut out, black where it is smaller than the cut. With
-    `info.box` it is resized within the box, its aspect kept, and centred on black. Without, it is resized to the canvas, whatever
-    its aspect, with `info.longest_edge` by way of that edge, as Idefics3's processor does.
+    `info.box` it is resized within the box, its aspect kept, and centred on black. With `info.square` it is padded to a square of
+    that colour, then resized (a picture longer than eight times its width the other way round, which its edges show, if anything).
+    Without, it is resized to the canvas, whatever its aspect, with `info.longest_edge` by way of that edge, as Idefics3's processor
+    does.
     """
     height, width = info.canvas
     if info.box:
         return _letterbox(picture, info.box, (width, height), info.resample)
+    if info.square and max(picture.size) > SQUARED_BELOW * min(picture.size):
+        return _letterbox(picture, info.canvas, (width, height), info.resample, info.square)
+    if info.square:
+        picture = _squared(picture, info.square)
     if info.longest_edge:
         picture = picture.resize(_longest(picture.size, info.longest_edge), info.resample)
     if info.shortest_edge is None:
@@ -90,26 +98,42 @@ def fit(picture: Image.Image, info: ImageInfo) -> Image.Image:
     return picture.resize(resized, info.resample).crop(box)  # crop fills with zeros beyond the edges
 
 
-def _letterbox(picture: Image.Image, box: tuple[int, int], size: tuple[int, int], resample: int) -> Image.Image:
+def _letterbox(picture: Image.Image, box: tuple[int, int], size: tuple[int, int], resample: int,
+               colour: tuple[int, int, int] = (0, 0, 0)) -> Image.Image:
     """LLaVA-NeXT's fitting: within `box` (height, width), rounded up, in the middle of black of `size` (width, height)."""
     scale = min(box[1] / picture.width, box[0] / picture.height)
     inner = (min(math.ceil(picture.width * scale), box[1]), min(math.ceil(picture.height * scale), box[0]))
-    canvas = Image.new("RGB", size)
+    canvas = Image.new("RGB", size, colour)
     canvas.paste(picture.resize(inner, resample), ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
     return canvas
 
 
+def _squared(picture: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    """A picture in the middle of the square of its longer edge, as LLaVA-OneVision's processor has it."""
+    edge = max(picture.size)
+    square = Image.new("RGB", (edge, edge), colour)
+    square.paste(picture, ((edge - picture.width) // 2, (edge - picture.height) // 2))
+    return square
+
+
 def _longest(size: tuple[int, int], edge: int) -> tuple[int, int]:
-    """Width and height after the longer edge has become `edge`; the other one even, as Idefics3's processor rounds it."""
-    width, height = size
-    aspect = width / height
-    if width >= height:
-        width, height = edge, int(edge / aspect)
+    """Width and height after the longer edge has become `edge` and the other one even, and then at most 4096, as Idefics3's
+    processor has it."""
+    width, height = _scaled(size, edge)
+    if size[0] >= size[1]:
         height += height % 2
     else:
-        width, height = int(edge * aspect), edge
         width += width % 2
+    width, height = max(width, 1), max(height, 1)
+    if max(width, height) > MOST_LONGEST:
+        width, height = _scaled((width, height), MOST_LONGEST)
     return max(width, 1), max(height, 1)
+
+
+def _scaled(size: tuple[int, int], edge: int) -> tuple[int, int]:
+    """Width and height, rounded down, after the longer edge has become `edge`."""
+    aspect = size[0] / size[1]
+    return (edge, int(edge / aspect)) if size[0] >= size[1] else (int(edge * aspect), edge)
 
 
 def _from_frame(frame: np.ndarray) -> Image.Image:

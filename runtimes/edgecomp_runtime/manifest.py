@@ -80,7 +80,7 @@ class ImageInfo:
 
     Fitting, by what is set: `shortest_edge`: resized to it, centre cut out (one tile only). `longest_edge`: resized to it, then to
     the canvas whatever its aspect. `box`: resized within this (height, width) with its aspect kept, centred, black around it.
-    None of them: resized to the canvas whatever its aspect.
+    `square`: padded to a square with this colour, then resized to the canvas. None of them: resized to the canvas whatever its aspect.
 
     overview: where the whole picture, resized to one more tile, stands among them: 'first' and 'last' are made of the picture
     itself, 'last of canvas' of what was cut up; '' where there is none.
@@ -95,6 +95,7 @@ class ImageInfo:
     overview: str = ""
     longest_edge: int | None = None
     box: tuple[int, int] | None = None
+    square: tuple[int, int, int] | None = None
 
     @property
     def canvas(self) -> tuple[int, int]:
@@ -109,7 +110,7 @@ class ImageInfo:
     @property
     def fit(self) -> str:
         """What happens to a picture of another shape, in a word."""
-        return "cropped" if self.shortest_edge else "letterboxed" if self.box else "resized"
+        return "cropped" if self.shortest_edge else "letterboxed" if self.box else "padded" if self.square else "resized"
 
 
 @dataclass(frozen=True)

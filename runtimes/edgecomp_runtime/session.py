@@ -137,8 +137,10 @@ class Session:
         text = self._prompt_text(prompt, len(images), raw)
         places = text.count(info.placeholder)
         ids = self.text.encode(text.replace(info.placeholder, info.image_token.join(vision.texts)))
-        if places != len(images) or ids.count(info.image_id) != places * vision.runs:
+        if places != len(images):
             raise InputError(f"the prompt has {places} places for images and {len(images)} images were given: give one for each {info.placeholder}")
+        if ids.count(info.image_id) != places * vision.runs:
+            raise InputError(f"the prompt has {info.image_token} in it, which stands for visual tokens: put {info.placeholder} where a picture goes")
         if places > vision.max_images:
             raise InputError(f"{places} images are more than the {vision.max_images} that this bundle was compiled for: "
                              "compile with a larger --max-images")

@@ -107,6 +107,29 @@ def model(checkpoint: Path, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
+def reconfigure(model: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    data = json.loads((model / "config.json").read_text())
+    change(data)
+    (model / "config.json").write_text(json.dumps(data))
+
+
+def reweigh(model: Path, change: Callable[[str, Any], dict[str, Any]]) -> tuple[str, tuple[int, ...]]:
+    """Puts other tensors in the place of the first down_proj.weight. Returns its name and shape."""
+    from safetensors.torch import load_file, save_file
+    weights = sorted(model.glob("*.safetensors"))[0]
+    tensors = load_file(weights)
+    name = next(name for name in tensors if name.endswith("down_proj.weight"))
+    tensor = tensors.pop(name)
+    made = change(name, tensor)
+    weights.unlink()
+    save_file(tensors | {new: value.clone() for new, value in made.items()}, weights, metadata={"format": "pt"})
+    index = json.loads((model / "model.safetensors.index.json").read_text())
+    del index["weight_map"][name]
+    index["weight_map"] |= dict.fromkeys(made, weights.name)
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    return name, tuple(tensor.shape)
+
+
 @pytest.mark.parametrize("command", ["compile", "export"])
 def test_a_model_that_does_not_exist(command: str, tmp_path: Path, refused: Callable[..., str]) -> None:
     said = refused(command, tmp_path / "nothing", "-o", tmp_path / "a" / "b" / "out")
@@ -132,7 +155,7 @@ def test_a_file_instead_of_a_folder(model: Path, tmp_path: Path, refused: Callab
 
 
 @pytest.mark.parametrize(("config", "telling"), [
-    ('{"model_type": "llavaa"}', "unknown model family 'llavaa'; did you mean 'llava'? (known: llava)"),
+    ('{"model_type": "llavaa"}', "unknown model family 'llavaa'; did you mean 'llava'? (known: "),
     ('{"model_type": "llava",', "config.json cannot be read (Expecting property name"),
     ("[1, 2]", "config.json is not a JSON object but [1, 2]: download the checkpoint again"),
     ('{"architectures": []}', "config.json names no model_type: save the model with transformers' save_pretrained"),
@@ -147,23 +170,145 @@ def test_a_checkpoint_cut_short(model: Path, tmp_path: Path, refused: Callable[.
     weights = next(model.glob("*.safetensors"))
     content = weights.read_bytes()
     replace(weights, content[:len(content) // 2])
-    said = refused("compile", model, "-o", tmp_path / "out", busy=True)
-    assert said.startswith(f"transformers cannot load {model} (") and said.endswith("download the checkpoint again")
+    said = refused("compile", model, "-o", tmp_path / "out")
+    assert said == f"{weights} has {len(content) // 2} bytes and should have {len(content)}: download the checkpoint again"
+
+
+@pytest.mark.parametrize("length", [0, 5, 8, 100])
+def test_a_checkpoint_cut_short_in_its_head(length: int, model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    weights = next(model.glob("*.safetensors"))
+    replace(weights, weights.read_bytes()[:length])
+    said = refused("export", model, "-o", tmp_path / "out")
+    assert said.startswith(f"{weights} is not a safetensors file (") and said.endswith("): download the checkpoint again")
+
+
+HEADS_THAT_ARE_NONE = {
+    "list": b"[]", "number for a tensor": b'{"a": 1}', "tensor without offsets": b'{"a": {"dtype": "F32"}}', "not JSON": b"{a}",
+    "not UTF-8": b'{"\xff": 1}', "nested too deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("kind", [*HEADS_THAT_ARE_NONE, "length of everything", "pointer to git-lfs"])
+def test_weights_that_are_none(kind: str, model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    weights = next(model.glob("*.safetensors"))
+    if kind in HEADS_THAT_ARE_NONE:
+        head = HEADS_THAT_ARE_NONE[kind]
+        replace(weights, len(head).to_bytes(8, "little") + head)
+    else:
+        replace(weights, b"\xff" * 8 + b"{}" if kind == "length of everything" else b"version https://git-lfs.github.com/spec/v1\noid sha256:0")
+    assert refused("export", model, "-o", tmp_path / "out").startswith(f"{weights} is not a safetensors file (")
+
+
+def test_a_checkpoint_that_lacks_a_file(model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    weights = sorted(model.glob("*.safetensors"))[1]
+    weights.unlink()
+    said = refused("export", model, "-o", tmp_path / "out", busy=True)
+    assert said.startswith(f"transformers cannot load {model} (") and weights.name in said and said.endswith("download the checkpoint again")
 
 
 def test_a_checkpoint_that_lacks_a_weight_is_not_filled_up_with_random_numbers(model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
-    from safetensors.numpy import load_file, save_file
-    weights = next(path for path in sorted(model.glob("*.safetensors")))
-    tensors = load_file(weights)
-    lost = next(name for name in tensors if name.endswith("down_proj.weight"))
-    del tensors[lost]
-    weights.unlink()
-    save_file(tensors, weights, metadata={"format": "pt"})
-    index = json.loads((model / "model.safetensors.index.json").read_text())
-    del index["weight_map"][lost]
-    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    lost, _ = reweigh(model, lambda name, tensor: {})
     said = refused("compile", model, "-o", tmp_path / "out", busy=True)
     assert f"{model} lacks 1 of the model's weights" in said and lost.rpartition("layers.")[2] in said
+
+
+def test_a_weight_that_the_model_has_no_use_for(model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    reweigh(model, lambda name, tensor: {name: tensor, "model.vision_tower.gate.weight": tensor})
+    said = refused("export", model, "-o", tmp_path / "out", busy=True)
+    assert said == (f"{model} has 1 weights that a llava model does not, model.vision_tower.gate.weight among them: "
+                    "its config.json is of another model")
+
+
+def test_a_weight_of_another_shape(model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    changed, shape = reweigh(model, lambda name, tensor: {name: tensor[:-1].contiguous()})
+    said = refused("export", model, "-o", tmp_path / "out", busy=True)
+    stored, wanted = [shape[0] - 1, *shape[1:]], list(shape)
+    assert said.startswith(f"{model} has weights of another shape than its config.json says, 1 in all: ")
+    assert changed.rpartition("layers.")[2] in said and said.endswith(f" is {stored} and should be {wanted}; download the checkpoint again")
+
+
+def test_what_transformers_thinks_of_the_weights_is_not_shown(model: Path, tmp_path: Path) -> None:
+    """Its table goes to the real stderr, which click's runner does not see."""
+    reweigh(model, lambda name, tensor: {name: tensor, "model.vision_tower.gate.weight": tensor})
+    result = subprocess.run([sys.executable, "-m", "edgecomp", "export", str(model), "-o", str(tmp_path / "out")], capture_output=True, text=True)
+    assert result.returncode == 1 and result.stdout == ""
+    assert [line.partition(":")[0] for line in result.stderr.splitlines()] == ["a picture", "weights", "edgecomp"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+KINDS_OF_WEIGHTS = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8", "U8": "uint8"}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_WEIGHTS)
+def test_weights_that_mean_nothing_without_their_scales(kind: str, model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    import torch
+    changed, _ = reweigh(model, lambda name, tensor: {name: tensor.to(getattr(torch, KINDS_OF_WEIGHTS[kind]))})
+    assert refused("export", model, "-o", tmp_path / "out") == (
+        f"{model} is quantised ({changed} is {kind}): give the checkpoint in bf16, fp16 or fp32 that it was made from")
+
+
+@pytest.mark.parametrize(("where", "settings", "method"), [
+    ("", {"quant_method": "gptq", "bits": 4}, "gptq"), ("", {"quant_method": "awq", "bits": 4, "group_size": 128}, "awq"),
+    ("", {"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"), ("", {"load_in_8bit": True}, "method unknown"),
+    ("", {"quant_method": "fp8"}, "fp8"), ("", "int4", "int4"), ("text_config", {"quant_method": "gptq", "bits": 4}, "gptq"),
+])
+def test_a_quantised_checkpoint(where: str, settings: object, method: str, model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    reconfigure(model, lambda config: (config[where] if where else config).update(quantization_config=settings))
+    assert refused("compile", model, "-o", tmp_path / "out") == (
+        f"{model} is quantised ({method}): give the checkpoint in bf16, fp16 or fp32 that it was made from")
+
+
+@pytest.mark.parametrize("model_type", ["mllama", "idefics2", "blip-2", "qwen2_audio", "clip"])
+def test_a_family_that_transformers_has_and_edgecomp_has_not(model_type: str, model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    reconfigure(model, lambda config: config.update(model_type=model_type))
+    said = refused("compile", model, "-o", tmp_path / "out")
+    start, _, known = said.partition(": it can ")
+    assert start == f"{model} is a {model_type} model, which edgecomp cannot export"
+    assert {"llava", "qwen2_vl"} <= set(known.split(", ")) and known.split(", ") == sorted(known.split(", "))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma3_text"])
+def test_a_text_only_model(model_type: str, model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    reconfigure(model, lambda config: config.update(model_type=model_type))
+    said = refused("export", model, "-o", tmp_path / "out")
+    assert said == f"{model} ({model_type}) is a text-only model: edgecomp compiles models that take pictures"
+
+
+def test_code_that_comes_with_a_checkpoint_is_not_run(model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    names = {"AutoConfig": "configuration_x.XConfig", "AutoModel": "modeling_x.X"}
+    reconfigure(model, lambda config: config.update(model_type="internvl_chat", auto_map=names))
+    for name in ("configuration_x", "modeling_x"):
+        (model / f"{name}.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\nclass X: pass\nclass XConfig: pass\n")
+    said = refused("export", model, "-o", tmp_path / "out")
+    assert said == (f"{model} (internvl_chat) brings its own model code, which edgecomp does not run: "
+                    "look for a conversion to transformers' own classes, whose names often end in -hf")
+
+
+def test_code_beside_a_known_family_is_not_run_either(model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    reconfigure(model, lambda config: config.update(auto_map={"AutoModelForImageTextToText": "modeling_x.X", "AutoConfig": "modeling_x.X"}))
+    (model / "modeling_x.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\nclass X: pass\n")
+    reweigh(model, lambda name, tensor: {})  # so that it ends before it traces
+    refused("export", model, "-o", tmp_path / "out", busy=True)
+
+
+def test_a_config_that_transformers_refuses(model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    reconfigure(model, lambda config: config["text_config"].update(num_attention_heads="many"))
+    said = refused("export", model, "-o", tmp_path / "out")
+    assert said.startswith(f"transformers cannot read {model}/config.json (") and said.endswith("): download the checkpoint again")
+    assert "num_attention_heads" in said
+
+
+@pytest.mark.parametrize("choice", [["--image-size", "224x224"], ["--tiles", 2], ["--no-tiles"]])
+def test_a_choice_without_effect(choice: list[object], model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    said = refused("compile", model, "-o", tmp_path / "out", *choice)
+    name = "--image-size" if choice[0] == "--image-size" else "--tiles"
+    assert said == f"{name} has no effect on a llava model, whose pictures have one size: leave it out"
+
+
+def test_more_pictures_than_the_window_holds(model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    said = refused("export", model, "-o", tmp_path / "out", "--max-images", 4, "--context", 2304)
+    assert said == ("a window of 2304 rows does not hold 4 x 576 visual tokens: "
+                    "choose a larger --context, smaller pictures or fewer --max-images")
 
 
 @pytest.mark.parametrize(("change", "telling"), [
@@ -259,8 +404,21 @@ def test_a_name_that_is_in_no_table(args: list[str], telling: str, demo: Path, s
     (["run", "b", "--raw", "--prompt", "x", "--prompt", "y"], "--raw takes one prompt: further turns need the chat template"),
     (["eval", "b"], "Missing option '--data'."),
     (["eval", "b", "--data", "d", "--limit", "0"], "Invalid value for '--limit': 0 is not in the range x>=1."),
-    (["verify", "b", "--data", "d", "--image", "i"], "--data has its own pictures and questions: leave out --image and --prompt"),
-    (["verify", "b", "--data", "d", "--prompt", "p"], "--data has its own pictures and questions: leave out --image and --prompt"),
+    (["verify", "b", "--whole", "--data", "d", "--image", "i"], "--data has its own pictures and questions: leave out --image and --prompt"),
+    (["verify", "b", "--whole", "--data", "d", "--prompt", "p"], "--data has its own pictures and questions: leave out --image and --prompt"),
+    (["verify", "b", "--data", "d"], "--data goes with --whole: layer by layer, all plans are compared on the same pictures"),
+    (["verify", "b", "--limit", "2"], "--limit goes with --whole"),
+    (["verify", "b", "--plan", "full"], "--plan goes with --whole"),
+    (["verify", "b", "--threads", "2"], "--threads goes with --whole"),
+    (["verify", "b", "--prompt", "x", "--prompt", "y"], "several --prompt go with --whole"),
+    (["export", "m", "-o", "b", "--image-size", "0x5"], "Invalid value for '--image-size': '0x5' is not HEIGHTxWIDTH in pixels, such as 480x640"),
+    (["export", "m", "-o", "b", "--image-size", "abc"], "Invalid value for '--image-size': 'abc' is not HEIGHTxWIDTH in pixels"),
+    (["compile", "m", "-o", "b", "--image-size", "336"], "Invalid value for '--image-size': '336' is not HEIGHTxWIDTH in pixels"),
+    (["compile", "m", "-o", "b", "--image-size", "-5x5"], "Invalid value for '--image-size': '-5x5' is not HEIGHTxWIDTH in pixels"),
+    (["compile", "m", "-o", "b", "--image-size", "3x4x5"], "Invalid value for '--image-size': '3x4x5' is not HEIGHTxWIDTH in pixels"),
+    (["export", "m", "-o", "b", "--tiles", "0"], "Invalid value for '--tiles': 0 is not in the range x>=1."),
+    (["export", "m", "-o", "b", "--tiles", "two"], "Invalid value for '--tiles': 'two' is not a valid integer range."),
+    (["compile", "m", "-o", "b", "--max-images", "0"], "Invalid value for '--max-images': 0 is not in the range x>=1."),
     (["profile", "b", "--images", "2"], "--images limits the questions of --data, and there is no --data"),
     (["profile", "b", "-o", "no/such/report.html"], "no/such is not a folder"),
     (["profile", "b", "-o", "/"], "/ is a folder, and the report is one file: name it, such as /report.html"),
@@ -449,7 +607,7 @@ def put(value: Any, *path: str) -> Callable[[dict[str, Any]], None]:
 
 
 @pytest.mark.parametrize(("change", "telling"), [
-    (put(2, "schema"), "the bundle has schema 2, made by edgecomp 0.1.0; this reader knows up to 1: install edgecomp 0.1.0 or later"),
+    (put(3, "schema"), "the bundle has schema 3, made by edgecomp 0.1.0; this reader knows up to 2: install edgecomp 0.1.0 or later"),
     (put(0, "schema"), "edgecomp.json has no schema number: this is not an edgecomp bundle"),
     (put("1", "schema"), "edgecomp.json has no schema number: this is not an edgecomp bundle"),
     (deleted("schema"), "edgecomp.json has no schema number: this is not an edgecomp bundle"),
@@ -467,6 +625,20 @@ def put(value: Any, *path: str) -> Callable[[dict[str, Any]], None]:
     (put("bfloat17", "embeddings", "dtype"), "edgecomp.json makes no sense: it has embeddings of type 'bfloat17'; compile the bundle again"),
     (put(2**40, "embeddings", "offset"), "edgecomp.json makes no sense: it has embeddings [411, 320] in the -"),
     (put([2**40, 320], "embeddings", "shape"), f"edgecomp.json makes no sense: it has embeddings [{2**40}, 320] in the "),
+    (put(2**40, "vision", "tokens"), f"edgecomp.json makes no sense: it has {2**40} visual tokens in a window of 2048 rows; compile"),
+    (put(0, "vision", "tokens"), "edgecomp.json makes no sense: it has 0 visual tokens in a window of 2048 rows"),
+    (put([], "vision", "tiles"), "edgecomp.json makes no sense: it has 1 runs of visual tokens for 0 tiles"),
+    (put([{"start": 1, "rows": 24, "columns": 24, "stride": 24}], "vision", "tiles"),
+     "edgecomp.json makes no sense: it has a tile of 24 x 24 tokens from 1, 24 apart, of 576; compile the bundle again"),
+    (put([{"start": 0, "rows": 2**40, "columns": 24, "stride": 0}], "vision", "tiles"), "it has a tile of 1099511627776 x 24 tokens from 0, 0 apart"),
+    (put([{"start": -1, "rows": 24, "columns": 24, "stride": 24}], "vision", "tiles"), "it has a tile of 24 x 24 tokens from -1, 24 apart, of 576"),
+    (put(["a", "b", "c"], "vision", "texts"), "edgecomp.json makes no sense: it has 2 runs of visual tokens for 1 tiles"),
+    (put([], "vision", "texts"), "edgecomp.json makes no sense: it has -1 runs of visual tokens for 1 tiles"),
+    (put(2, "decoder", "position_axes"), "edgecomp.json makes no sense: it has 2 axes of positions for 1 tiles"),
+    (put(577, "plans", "full", "visual_tokens"), "it has plan 'full' with 577 visual tokens of 576, [576] of the tiles; compile the bundle again"),
+    (put([64, 512], "plans", "full", "tile_tokens"), "edgecomp.json makes no sense: it has plan 'full' with 2 parts for 1 tiles"),
+    (put([], "plans", "full", "tile_tokens"), "edgecomp.json makes no sense: it has plan 'full' with "),
+    (put([65], "plans", "dart-64", "tile_tokens"), "it has plan 'dart-64' with 64 visual tokens of 576, [65] of the tiles; compile the bundle again"),
     (put([], "plans", "full", "cache_rows"), "edgecomp.json makes no sense: it has plan 'full' with cache rows [], for 8 layers"),
     (put([2**60] * 8, "plans", "full", "cache_rows"), "edgecomp.json makes no sense: it has plan 'full' with cache rows [1152921504606846976, "),
     (deleted("plans", "full", "variants", "onnxruntime", "vision"),
@@ -485,7 +657,7 @@ def test_a_manifest_that_cannot_be(change: Callable[[dict[str, Any]], None], tel
     (b"[" * 100_000, "edgecomp.json is not JSON (maximum recursion depth"),
     (b"\xff\xfe", "edgecomp.json cannot be read ('utf-8' codec"),
     (b'{"schema": 1}', "edgecomp.json was changed after it was written (its digest differs): compile the bundle again"),
-    (b'{"schema": 9}', "the bundle has schema 9, made by a newer edgecomp; this reader knows up to 1: install a newer edgecomp or later"),
+    (b'{"schema": 9}', "the bundle has schema 9, made by a newer edgecomp; this reader knows up to 2: install a newer edgecomp or later"),
 ])
 def test_a_manifest_that_is_none(text: bytes, telling: str, tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "edgecomp.json").write_bytes(text)
@@ -546,7 +718,8 @@ def test_questions_that_cannot_be_asked(lines: list[str] | None, telling: str, d
 @pytest.mark.parametrize("command", ["verify", "profile"])
 def test_other_commands_read_questions_too(command: str, demo: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "questions.jsonl").write_text("{bad")
-    assert "questions.jsonl, line 1: not an object" in refused(command, demo, "--plan", "full", "--data", tmp_path / "questions.jsonl")
+    whole = ["--whole"] if command == "verify" else []
+    assert "questions.jsonl, line 1: not an object" in refused(command, demo, *whole, "--plan", "full", "--data", tmp_path / "questions.jsonl")
 
 
 def test_questions_with_unicode_line_separators_are_one_line(demo: Path, tmp_path: Path) -> None:

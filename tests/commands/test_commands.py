@@ -5,6 +5,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -59,7 +60,8 @@ def test_inspect(demo: Path) -> None:
     manifest = Bundle.open(demo).manifest
     assert told("inspect", demo) == json.loads(json.dumps(dataclasses.asdict(manifest)))
     text = stdout("inspect", demo)
-    assert "24x24 = 576 visual tokens a picture of 336x336" in text and "8 layers, 5 heads (1 of keys and values)" in text
+    assert "576 visual tokens a picture, 336x336 pixels; other shapes are cropped; 9 layers" in text
+    assert "8 layers, 5 heads (1 of keys and values)" in text
     rows = {line.split()[0]: line.split() for line in text.splitlines() if line.split()[:1] and line.split()[0] in manifest.plans}
     assert list(rows) == list(manifest.plans)
     for name, row in rows.items():
@@ -158,7 +160,7 @@ def test_profile_measures_the_plan_beside_its_baselines(demo: Path, scenes: Path
 
 @pytest.mark.parametrize("plan", ["full", "dart-64"])
 def test_verify_finds_the_bundle_equal_to_the_model(plan: str, demo: Path, checkpoint: Path, scenes: Path) -> None:
-    found = told("verify", demo, "--plan", plan, "--model", checkpoint, "--data", scenes / "questions.jsonl", "--limit", 2)
+    found = told("verify", demo, "--whole", "--plan", plan, "--model", checkpoint, "--data", scenes / "questions.jsonl", "--limit", 2)
     assert found["plan"] == plan and found["good"] is True and found["differ"] == []
     assert found["questions"] == found["same_text"] == 2
     assert 0 < found["logits"] <= found["tolerance"] == 1e-4  # nothing compared with itself is this far from zero
@@ -171,15 +173,22 @@ def test_verify_finds_another_model_different(demo: Path, checkpoint: Path, scen
     for path in other.glob("*.safetensors"):
         save_file({name: tensor * 0.5 if "multi_modal_projector" in name else tensor for name, tensor in load_file(path).items()}, path,
                   metadata={"format": "pt"})
-    result = CliRunner().invoke(main, ["verify", str(demo), "--plan", "full", "--model", str(other), "--data", str(scenes / "questions.jsonl"),
-                                       "--limit", "1", "--json"])
+    result = CliRunner().invoke(main, ["verify", str(demo), "--whole", "--plan", "full", "--model", str(other),
+                                       "--data", str(scenes / "questions.jsonl"), "--limit", "1", "--json"])
     assert result.exit_code == 1
     found = json.loads(result.stdout)
     assert found["good"] is False and found["logits"] > found["tolerance"]
 
 
 def test_export_then_compress_is_compile(demo: Path, checkpoint: Path, tmp_path: Path) -> None:
-    stdout("export", checkpoint, "-o", tmp_path / "neutral")
+    exported = CliRunner().invoke(main, ["export", str(checkpoint), "-o", str(tmp_path / "neutral")])
+    assert exported.exit_code == 0 and exported.stdout == ""
+    # keys and values of 8 layers, one head of 64, 4 bytes a number, for 576 rows
+    assert exported.stderr.splitlines()[0] == (f"a picture: 336x336 pixels, 576 visual tokens of the window's 2048 rows, "
+                                               f"{2 * 8 * 64 * 4 * 576 / 2**20:.1f} MiB of KV cache (3 pictures a prompt at most)")
+    stored = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+    assert re.search(r"^weights: ([\d.]+) GiB in fp32, as much disk; the checkpoint's ([\d.]+) GiB are mapped, ", exported.stderr.splitlines()[1])
+    assert f"the checkpoint's {stored / 2**30:.2f} GiB" in exported.stderr
     neutral = Bundle.open(tmp_path / "neutral").manifest
     assert list(neutral.plans) == ["full"] and list(neutral.plans["full"].variants) == ["neutral"]
     stdout("compress", tmp_path / "neutral", "-o", tmp_path / "out", "--method", "cls", "--method", "dart", "--keep", "64")

@@ -45,15 +45,17 @@ class Attention(OpRun):
     op_domain = "edgecomp"
 
     def _run(self, query: np.ndarray, key: np.ndarray, value: np.ndarray, *past: np.ndarray, causal: int, scale: float, window: int = 0,
-             softcap: float = 0.0, **_: object) -> tuple[np.ndarray]:
-        return (attention(query, key, value, *past, causal=causal, scale=scale, window=window, softcap=softcap),)
+             softcap: float = 0.0, bounded: int = 1, **_: object) -> tuple[np.ndarray]:
+        return (attention(query, key, value, *past, causal=causal, scale=scale, window=window, softcap=softcap, bounded=bounded),)
 
 
 def attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, past_key: np.ndarray | None = None, past_value: np.ndarray | None = None,
-              length: np.ndarray | None = None, *, causal: int, scale: float, window: int = 0, softcap: float = 0.0) -> np.ndarray:
+              length: np.ndarray | None = None, segments: np.ndarray | None = None, *, causal: int, scale: float, window: int = 0,
+              softcap: float = 0.0, bounded: int = 1) -> np.ndarray:
     """What an edgecomp::Attention node means, row by row in float64.
 
     causal: a row sees itself and what came before it. window: of that, the last so many rows, itself one of them; 0 is all.
+    segments: [batch, rows], a row also sees those of its number, 0 being none; within the window too where that is `bounded`.
     softcap: scores are softcap * tanh(score / softcap); 0 is off.
     """
     if past_key is not None and past_value is not None and length is not None:
@@ -61,8 +63,12 @@ def attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, past_key: n
     groups, before = query.shape[1] // key.shape[1], key.shape[2] - query.shape[2]
     out = np.empty((*query.shape[:3], value.shape[3]))
     for batch, head, row in np.ndindex(query.shape[:3]):
-        end = before + row + 1 if causal else key.shape[2]
-        seen = slice(max(0, end - window) if window else 0, end)
+        at, every = before + row, np.arange(key.shape[2])
+        near = every > at - window if window else every >= 0
+        seen = near & (every <= at) if causal else near
+        if segments is not None and segments[batch, row]:
+            same = np.concatenate([np.zeros(before, bool), segments[batch] == segments[batch, row]])
+            seen = seen | same & near if bounded else seen | same
         scores = key[batch, head // groups, seen].astype(np.float64) @ query[batch, head, row] * scale
         if softcap:
             scores = softcap * np.tanh(scores / softcap)
@@ -137,7 +143,7 @@ def pixels(bundle: Bundle, scenes: Path) -> np.ndarray:
 def test_the_vision_graph_and_a_method_compute_what_they_did(bundle: Bundle, tmp_path: Path, pixels: np.ndarray, name: str) -> None:
     (tmp_path / "weights.bin").hardlink_to(bundle.file("graphs/weights.bin"))
     model = load(bundle.file("graphs/vision.onnx"))
-    at_projector(model, bundle.manifest.vision, methods.make(name), Place((24, 24), 64), expose=True)
+    at_projector(model, bundle.manifest.vision, methods.make(name), [Place((24, 24), 64)], expose=True)
     save(model, tmp_path / "neutral.onnx")
     lower(model)
     save(model, tmp_path / "lowered.onnx")
@@ -493,3 +499,40 @@ def test_products_keep_their_numbers(case: str) -> None:
         y = sketch.add("MatMul", x, sketch.add("Transpose", w, shape=(6, 3), perm=[1, 0]), shape=("batch", "rows", 3))
     _, _, kinds = sketch.check(y=y)
     assert ("FusedMatMul" in kinds) == (case == "weight")
+
+
+# rows that see each other both ways
+
+def segmented(segments: list[int], length: int, *, window: int = 0, bounded: int = 1,
+              softcap: float = 0.0) -> tuple[list[str], np.ndarray]:
+    """Checks one decoder attention with these segments; the lowered graph's operators, and its result."""
+    sketch, rows = Sketch(), len(segments)
+    (batch, _, count, width), past = decoder_inputs(sketch, rows, length)
+    number = sketch.input("segments", "batch=1", count, array=np.array([segments]))
+    query = sketch.input("query", batch, HEADS, count, width)
+    key, value = (sketch.add("Neg", sketch.input(name, batch, KV_HEADS, count, width), shape=("batch", KV_HEADS, "rows", width))
+                  for name in ("key", "value"))
+    out = sketch.attention(query, key, value, *past, number, causal=True, window=window, softcap=softcap)
+    node = out.producer()
+    assert node is not None
+    node.attributes.add(ir.AttrInt64("bounded", bounded))
+    before, after, kinds = sketch.check(y=merged(sketch, out), new_key__0=key, new_value__0=value)
+    check_caches(before, after, sketch, rows, length)
+    return kinds, after["y"]
+
+
+@pytest.mark.parametrize(("segments", "length"), [
+    ([1] * 7, 0), ([0, 1, 1, 1, 1, 0, 2, 2, 2], 0), ([3, 3, 3, 0, 4], 6), ([0, 0, 0], 5), ([0], 11), ([2], 4), ([1, 2, 2, 3], 8)])
+@pytest.mark.parametrize(("window", "bounded", "softcap"), [(0, 1, 0.0), (2, 1, 0.0), (2, 0, 0.0), (0, 0, 1.5), (3, 0, 0.5), (100, 1, 0.0)])
+def test_decoder_attention_whose_segments_see_each_other_both_ways(segments: list[int], length: int, window: int, bounded: int,
+                                                                   softcap: float) -> None:
+    kinds, _ = segmented(segments, length, window=window, bounded=bounded, softcap=softcap)
+    assert kinds.count("GroupQueryAttention") == 1 and kinds.count("If") == 2
+
+
+def test_a_window_bounds_segments_or_does_not() -> None:
+    causal, bounded, free = (segmented(segments, 3, window=2, bounded=bounded)[1][0]
+                             for segments, bounded in (([0] * 5, 1), ([1] * 5, 1), ([1] * 5, 0)))
+    changed = [~np.isclose(a, b, atol=1e-4).all(-1) for a, b in ((causal, bounded), (bounded, free))]
+    assert changed[0].tolist() == [True] * 4 + [False], "the last row has no later one to see"
+    assert changed[1].tolist() == [False, False, True, True, True], "the first two have no row of theirs beyond the window"

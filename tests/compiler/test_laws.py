@@ -13,15 +13,17 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from conftest import manifest_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgecomp import methods
-from edgecomp.budget import tokens_of
+from edgecomp.budget import nearest, tokens_of
 from edgecomp.methods import reference
 from edgecomp.methods.base import DOMAIN, BudgetError, Merging, Method, Place, Selection
 from edgecomp.methods.dart import Dart
-from edgecomp.methods.pool import Pool, nearest
+from edgecomp.methods.pool import Pool
+from edgecomp_runtime.manifest import TileInfo
 
 HIDDEN = 6
 LAWS = settings(deadline=None, max_examples=60)
@@ -276,19 +278,19 @@ def test_pooling_averages_over_cells_of_the_nearest_aspect(pooling: tuple[Method
 
 def test_pooling_refuses_just_the_budgets_it_cannot_make_and_names_the_nearest() -> None:
     for grid, step in [*((grid, 1) for grid in itertools.product(range(1, 9), range(1, 9))), ((24, 24), 41)]:
-        fits = possible(grid)
+        fits, picture = possible(grid), manifest_of([TileInfo(0, *grid, grid[1])])
         for keep in range(1, grid[0] * grid[1] + 1, step):
             place = Place(grid, keep)
             if keep in fits:
                 Pool().check(place)
-                assert nearest(place) == keep
+                assert nearest(picture, Pool(), keep) == keep
                 continue
             with pytest.raises(BudgetError, match=f"pool cannot make {keep} tokens of a {grid[0]}x{grid[1]} grid") as refused:
                 Pool().check(place)
             named = [int(n) for n in re.findall(r"\d+", str(refused.value).split("nearest budgets are ")[1])]
             assert named == sorted(set(named)) and set(named) <= fits
             assert sorted(abs(n - keep) for n in named) == sorted(abs(n - keep) for n in fits)[:2]
-            assert abs(nearest(place) - keep) == min(abs(n - keep) for n in fits)
+            assert abs(nearest(picture, Pool(), keep) - keep) == min(abs(n - keep) for n in fits)
 
 
 # budgets

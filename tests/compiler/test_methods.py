@@ -59,7 +59,7 @@ class Exposed:
     def __call__(self, method: Method, keep: int) -> dict[str, np.ndarray]:
         if (method, keep) not in self.seen:
             model, path = load(self.bundle.file("graphs/vision.onnx")), self.folder / "vision.onnx"
-            at_projector(model, self.bundle.manifest.vision, method, Place(GRID, keep), expose=True)
+            at_projector(model, self.bundle.manifest.vision, method, [Place(GRID, keep)], expose=True)
             lowering("onnxruntime")(model)
             save(model, path)
             self.seen[method, keep] = run(path, self.pixels)
@@ -282,4 +282,4 @@ def test_an_unknown_method_or_parameter_is_one_clear_line() -> None:
 def test_cls_refuses_a_tower_without_a_cls_token(bundle: Bundle) -> None:
     model = load(bundle.file("graphs/vision.onnx"))
     with pytest.raises(EdgecompError, match="no CLS token"):
-        at_projector(model, replace(bundle.manifest.vision, has_cls=False), methods.make("cls"), Place(GRID, 64))
+        at_projector(model, replace(bundle.manifest.vision, has_cls=False), methods.make("cls"), [Place(GRID, 64)])

@@ -29,11 +29,9 @@ def tokenizer_with(source: Path, tokens: Sequence[str], template: str | None, **
     `special` names attributes such as image_token or boi_token, which HF's processors read from the tokenizer.
     """
     made = PreTrainedTokenizerFast.from_pretrained(source)
-    made.add_special_tokens({"additional_special_tokens": list(tokens)}, replace_additional_special_tokens=False)
+    made.add_special_tokens({"extra_special_tokens": list(tokens)}, replace_extra_special_tokens=False)
+    made._set_model_specific_special_tokens(special)  # behind the others: they have their ids now
     made.chat_template = template
-    if special:
-        made.add_special_tokens({}, replace_additional_special_tokens=False)
-        made.init_kwargs["extra_special_tokens"] = special
     return made
 
 
@@ -49,7 +47,8 @@ def hugging_face(folder: Path, inputs: dict[str, torch.Tensor], steps: int = STE
     """Greedy ids and the logits [steps, V] that they were chosen by, from HF's own generate in fp32."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).eval()
     with torch.no_grad():
-        out = model.generate(**inputs, max_new_tokens=steps, min_new_tokens=steps, do_sample=False, output_logits=True, return_dict_in_generate=True)
+        model.generation_config.eos_token_id = None  # nothing ends it early, and nothing is suppressed: each id is its logits' argmax
+        out = model.generate(**inputs, max_new_tokens=steps, do_sample=False, output_logits=True, return_dict_in_generate=True)
     return [int(i) for i in out.sequences[0, inputs["input_ids"].shape[1]:]], torch.cat(out.logits).float().numpy()
 
 

@@ -93,7 +93,7 @@ def test_two_pictures_in_one_prompt(demo: Path, checkpoint: Path, scenes: Path) 
     pictures = [scenes / "images" / f"scene-0{n}.jpg" for n in (1, 2)]
     content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "how many shapes are there?"}]
     mine = session.score([{"role": "user", "content": content}], pictures, [])
-    ids = torch.tensor([reference.ids("how many shapes are there?", 2, 576)])
+    ids = torch.tensor([reference.ids("how many shapes are there?", 2, [576])])
     pixels = torch.cat([reference.pixels(p) for p in pictures])
     with torch.no_grad():
         theirs = reference.model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels).logits[0, -1:].numpy()

@@ -28,6 +28,7 @@ from edgecomp_runtime.manifest import (
     TableInfo,
     TensorInfo,
     TextInfo,
+    TileInfo,
     VisionInfo,
 )
 
@@ -200,16 +201,19 @@ NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 TENSORS = st.builds(TensorInfo, NAMES, NAMES, NAMES, st.lists(COUNTS | NAMES, max_size=4).map(tuple), st.none() | COUNTS)
 GRAPHS = st.builds(GraphInfo, st.lists(TENSORS, max_size=2).map(tuple), st.lists(TENSORS, max_size=2).map(tuple))
 STEPS = st.builds(StepInfo, NAMES, NAMES, COUNTS, st.dictionaries(NAMES, COUNTS | NUMBERS | NAMES, max_size=2))
-PLANS = st.builds(PlanInfo, st.lists(STEPS, max_size=2).map(tuple), NAMES, COUNTS, st.lists(COUNTS, max_size=3).map(tuple),
+SEVERAL = st.lists(COUNTS, max_size=3).map(tuple)
+PAIRS = st.tuples(COUNTS, COUNTS)
+PLANS = st.builds(PlanInfo, st.lists(STEPS, max_size=2).map(tuple), NAMES, COUNTS, SEVERAL, SEVERAL,
                   st.dictionaries(NAMES, st.dictionaries(NAMES, NAMES, max_size=2), max_size=2))
 MANIFESTS = st.builds(
-    Manifest, st.just(SCHEMA), NAMES, st.builds(SourceInfo, NAMES, NAMES, NAMES), NAMES,
-    st.builds(ImageInfo, st.tuples(COUNTS, COUNTS), st.none() | COUNTS, COUNTS, NUMBERS, st.tuples(NUMBERS, NUMBERS, NUMBERS),
-              st.tuples(NUMBERS, NUMBERS, NUMBERS)),
-    st.builds(VisionInfo, st.tuples(COUNTS, COUNTS), COUNTS, COUNTS, COUNTS, st.booleans()),
-    st.builds(TextInfo, NAMES, st.none() | NAMES, st.dictionaries(NAMES, NAMES, max_size=2), st.lists(COUNTS, max_size=2).map(tuple), NAMES, COUNTS),
-    st.builds(TableInfo, NAMES, COUNTS, st.tuples(COUNTS, COUNTS), NAMES),
-    st.builds(DecoderInfo, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS), NAMES,
+    Manifest, st.just(SCHEMA), NAMES, st.builds(SourceInfo, NAMES, NAMES, NAMES, st.none() | PAIRS, st.none() | COUNTS), NAMES,
+    st.builds(ImageInfo, PAIRS, st.none() | COUNTS, COUNTS, NUMBERS, st.tuples(NUMBERS, NUMBERS, NUMBERS), st.tuples(NUMBERS, NUMBERS, NUMBERS),
+              PAIRS, NAMES, st.none() | COUNTS, st.none() | PAIRS, st.none() | st.tuples(COUNTS, COUNTS, COUNTS)),
+    st.builds(VisionInfo, COUNTS, st.lists(st.builds(TileInfo, COUNTS, COUNTS, COUNTS, COUNTS), max_size=2).map(tuple),
+              st.lists(NAMES, max_size=3).map(tuple), COUNTS, COUNTS, COUNTS, st.booleans()),
+    st.builds(TextInfo, NAMES, st.none() | NAMES, st.dictionaries(NAMES, NAMES, max_size=2), SEVERAL, NAMES, COUNTS, NAMES),
+    st.builds(TableInfo, NAMES, COUNTS, PAIRS, NAMES, NUMBERS),
+    st.builds(DecoderInfo, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, NAMES), NAMES,
     st.dictionaries(NAMES, PLANS, max_size=2), st.dictionaries(NAMES, GRAPHS, max_size=2),
     st.dictionaries(NAMES, st.builds(FileInfo, COUNTS, NAMES), max_size=2))
 

@@ -379,3 +379,78 @@ def test_damage_anywhere_gives_a_picture_or_one_line(tmp_path: Path, suffix: str
             assert "\n" not in str(error)
             refused += 1
     assert refused > 20
+
+
+# Tiles: against plain pillow calls
+
+def tiled(tiles: tuple[int, int], overview: str, size: tuple[int, int] = (12, 16), **more: object) -> ImageInfo:
+    return ImageInfo(size, None, 3, 1 / 255, CLIP_MEAN, CLIP_STD, tiles, overview, **more)  # type: ignore[arg-type]
+
+
+def same(actual: Image.Image, expected: Image.Image) -> None:
+    np.testing.assert_array_equal(np.asarray(actual), np.asarray(expected))
+
+
+@settings(deadline=None, max_examples=60)
+@given(width=st.integers(1, 90), height=st.integers(1, 90), rows=st.integers(1, 3), columns=st.integers(1, 3),
+       overview=st.sampled_from(["", "first", "last", "last of canvas"]))
+def test_tiles_are_cut_row_by_row_with_the_overview_where_it_belongs(width: int, height: int, rows: int, columns: int, overview: str) -> None:
+    picture, info = picture_of(width, height), tiled((rows, columns), overview)
+    assert info.canvas == (12 * rows, 16 * columns) and info.count == rows * columns + (overview != "")
+    canvas = picture.resize((16 * columns, 12 * rows), Image.Resampling.BICUBIC)
+    expected = []
+    for top in range(0, 12 * rows, 12):
+        for left in range(0, 16 * columns, 16):
+            expected.append(canvas.crop((left, top, left + 16, top + 12)))
+    whole = picture.resize((16, 12), Image.Resampling.BICUBIC)
+    expected = {"": expected, "first": [whole, *expected], "last": [*expected, whole],
+                "last of canvas": [*expected, canvas.resize((16, 12), Image.Resampling.BICUBIC)]}[overview]
+    found = images.tiles(picture, info)
+    assert len(found) == len(expected)
+    for actual, wanted in zip(found, expected):
+        same(actual, wanted)
+    pixels = images.preprocess(picture, info)
+    assert pixels.dtype == np.float32 and pixels.flags.c_contiguous
+    assert pixels.shape == ((3, 12, 16) if len(expected) == 1 else (len(expected), 3, 12, 16))
+    for actual, wanted in zip(pixels.reshape(-1, 3, 12, 16), expected):
+        values = (np.asarray(wanted) / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
+        np.testing.assert_allclose(actual, values.transpose(2, 0, 1), atol=1e-6)
+
+
+@settings(deadline=None, max_examples=80)
+@given(width=st.integers(1, 120), height=st.integers(1, 120), box=st.tuples(st.integers(1, 24), st.integers(1, 32)))
+def test_a_letterbox_keeps_the_aspect_and_is_black_around_the_middle(width: int, height: int, box: tuple[int, int]) -> None:
+    """The larger side fills the box; the other is what the aspect makes of it, rounded up."""
+    picture, info = picture_of(width, height), tiled((2, 2), "first", box=box)
+    if box[1] * height <= box[0] * width:  # the width is what fits
+        inner = (box[1], min(-(-height * box[1] // width), box[0]))
+    else:
+        inner = (min(-(-width * box[0] // height), box[1]), box[0])
+    found = images.fit(picture, info)
+    assert found.size == (32, 24)
+    values = np.asarray(found)
+    fitted = [np.asarray(picture.resize((inner[0] + dx, inner[1] + dy), Image.Resampling.BICUBIC)) for dx in (0, 1) for dy in (0, 1)]
+    places = [((32 - f.shape[1]) // 2, (24 - f.shape[0]) // 2, f) for f in fitted]  # one more pixel where a float is just above a whole number
+    matching = [(left, top, f) for left, top, f in places if left >= 0 and top >= 0
+                and np.array_equal(values[top:top + f.shape[0], left:left + f.shape[1]], f)]
+    assert matching
+    left, top, f = matching[0]
+    around = np.ones(values.shape[:2], bool)
+    around[top:top + f.shape[0], left:left + f.shape[1]] = False
+    assert (values[around] == 0).all()
+    same(images.tiles(picture, info)[0], picture.resize((16, 12), Image.Resampling.BICUBIC))  # the overview is of the picture, not of the canvas
+
+
+@pytest.mark.parametrize(("size", "by_edge"), [
+    ((100, 50), (40, 20)), ((50, 100), (20, 40)), ((100, 33), (40, 14)), ((33, 100), (14, 40)), ((77, 77), (40, 40)), ((1000, 1), (40, 1)),
+    ((1, 1000), (1, 40)), ((1000, 30), (40, 2)), ((10, 5), (40, 20))])
+def test_a_longest_edge_comes_first_with_the_other_one_even(size: tuple[int, int], by_edge: tuple[int, int]) -> None:
+    picture, info = picture_of(*size), tiled((2, 2), "last of canvas", longest_edge=40)
+    canvas = picture.resize(by_edge, Image.Resampling.BICUBIC).resize((32, 24), Image.Resampling.BICUBIC)
+    same(images.fit(picture, info), canvas)
+    same(images.tiles(picture, info)[-1], canvas.resize((16, 12), Image.Resampling.BICUBIC))
+
+
+def test_what_happens_to_other_shapes_has_a_word() -> None:
+    assert [info.fit for info in (CLIP, SIGLIP, tiled((1, 2), "first", box=(12, 20)), tiled((1, 1), "", longest_edge=40))] == [
+        "cropped", "resized", "letterboxed", "resized"]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from edgecomp_runtime import Bundle, InputError, Session
 from edgecomp_runtime.generation import StopTexts
-from edgecomp_runtime.rows import VisualTokens, lay_out
+from edgecomp_runtime.rows import Layout, Run, VisualTokens, lay_out
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +136,11 @@ def test_pruned_places_count_as_positions_under_keep(demo: Path, picture: Path) 
     session = Session(Bundle.open(demo), plan="cls-64", backend="null")
     rows, positions = session.plan.cache_rows[0], session.bundle.manifest.decoder.context
     assert positions - rows == 576 - 64
+    question = "the " * 500  # with 3 x 64 rows it would fit, with 3 x 576 positions it does not
+    assert 2 * len(session.text.encode(question)) < rows
     with pytest.raises(InputError, match=f"window of {rows} rows and {positions} positions"):
-        session.generate([user("hello", images=4)], [picture] * 4)  # 4 x 64 rows would fit, 4 x 576 positions do not
+        session.generate([user(question, images=3)], [picture] * 3)
+    session.generate([user(question, images=1)], [picture])
 
 
 def test_null_backend_runs_the_same_loop(demo: Path, picture: Path) -> None:
@@ -173,7 +176,8 @@ def test_rows_are_where_the_policy_puts_them(ids: list[int], keep: int, compact:
     image_id, total = 9, 6
     table = np.arange(10, dtype=np.float32)[:, None].repeat(2, 1)
     images = [VisualTokens(str(n), np.full((keep, 2), 100 + n, np.float32), np.arange(keep, dtype=np.int64) + 1) for n in range(ids.count(image_id))]
-    rows = lay_out(ids, image_id, images, table, None if compact else total)
+    layout = Layout((Run(0, total, keep),), np.arange(total)[None], compact, 0, "")
+    rows = lay_out(ids, image_id, images, lambda some: table[list(some)], layout)
     expected, position, seen = [], 0, 0
     for token in ids:  # one row at a time
         if token == image_id:
@@ -183,7 +187,7 @@ def test_rows_are_where_the_policy_puts_them(ids: list[int], keep: int, compact:
         else:
             expected.append((token, position))
             position += 1
-    assert list(zip(rows.embeddings[:, 0].astype(int), rows.positions)) == expected
+    assert list(zip(rows.embeddings[:, 0].astype(int), rows.positions[0])) == expected
     assert rows.next_position == position and len(rows.sources) == len(expected)
 
 

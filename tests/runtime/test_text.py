@@ -22,7 +22,7 @@ from edgecomp_runtime.text import Text
 
 CHECKPOINT = Path(__file__).parents[2] / "examples" / "scenes-llava"
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-INFO = TextInfo("tokenizer.json", "chat_template.jinja", SPECIAL, (2,), "<image>", 3)
+INFO = TextInfo("tokenizer.json", "chat_template.jinja", SPECIAL, (2,), "<image>", 3, "<image>")
 
 IMAGE = {"type": "image"}
 
@@ -62,7 +62,7 @@ def text() -> Text:
 
 
 def with_template(template: str, special: dict[str, str] | None = None) -> Text:
-    info = TextInfo("tokenizer.json", None, SPECIAL if special is None else special, (2,), "<image>", 3)
+    info = TextInfo("tokenizer.json", None, SPECIAL if special is None else special, (2,), "<image>", 3, "<image>")
     return Text(info, CHECKPOINT / "tokenizer.json", template)
 
 
@@ -273,7 +273,7 @@ def test_a_broken_tokenizer_is_refused(tmp_path: Path, content: bytes | None) ->
 
 @pytest.mark.parametrize(("token", "number", "found"), [("<image>", 4, "3"), ("<picture>", 3, "None")])
 def test_another_image_token_than_the_manifests_is_refused(token: str, number: int, found: str) -> None:
-    info = TextInfo("tokenizer.json", None, SPECIAL, (2,), token, number)
+    info = TextInfo("tokenizer.json", None, SPECIAL, (2,), token, number, token)
     with pytest.raises(BundleError, match=f"has {token!r} as {found}, the manifest as {number}"):
         Text(info, CHECKPOINT / "tokenizer.json", None)
 

@@ -44,6 +44,7 @@ class Family(ABC):
     position_axes = 1  # 3 for M-RoPE
     first_position = 0
     bidirectional = ""  # or 'images', 'prompt': see DecoderInfo
+    segments_bounded = True  # a layer's window hides far rows of a segment, too
     deepstack = 0  # decoder layers, from the first, behind which visual features are added
 
     def __init__(self, config: Any, processor: dict[str, Any], geometry: Geometry = DEFAULTS):
@@ -79,9 +80,13 @@ class Family(ABC):
         """A chat template for checkpoints that have none, where the processor makes prompts in code."""
         return None
 
-    def embedding_scale(self) -> float:
-        """What token embeddings are multiplied by."""
-        return 1.0
+    def prepare_tokenizer(self, tokenizer: Any) -> Any:
+        """The loaded tokenizer, set as HF's processor class sets it. Raises EdgecompError where it does not fit the facts above."""
+        return tokenizer
+
+    def embedding_scale(self, model: Any) -> float:
+        """What token embeddings are multiplied by: some text models (Gemma's) do so in their embedding module."""
+        return float(getattr(model.get_input_embeddings(), "scalar_embed_scale", 1.0))
 
     def vision_info(self, decoder: DecoderInfo) -> VisionInfo:
         """The facts above for the manifest. Raises EdgecompError where the window does not hold the pictures."""
@@ -112,14 +117,22 @@ class Family(ABC):
 
     # modules to trace
 
+    def encoder_layers(self, model: Any) -> torch.nn.ModuleList:
+        """HF's layers of the vision tower."""
+        raise NotImplementedError
+
     @abstractmethod
     def vision(self, model: Any) -> torch.nn.Module:
         """A module from pixels [images, 3, H, W] (or [images, tiles, 3, H, W]) to visual tokens [images, N, D], with a mark at each
         layer and on the result; with deepstack, a tuple of those and the features [images, N, D] of each decoder layer, marked too."""
 
+    def text_model(self, model: Any) -> Any:
+        """HF's decoder inside the model."""
+        return model.model.language_model
+
     def language(self, model: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
         """The decoder (embeddings to last hidden state, `layers` inside) and the head (hidden state to logits)."""
-        decoder = model.model.language_model
+        decoder = self.text_model(model)
         if not hasattr(decoder, "layers"):
             raise EdgecompError(f"the text model {type(decoder).__name__} has no list of layers; edgecomp takes Llama-like decoders here")
         return decoder, model.lm_head
@@ -141,6 +154,10 @@ class Family(ABC):
         """Pixels of our layout [images, ...] as the arguments that HF's model takes pictures by."""
         return {"pixel_values": pixels}
 
+    def hf_generate(self, model: Any, pixels: torch.Tensor) -> dict[str, Any]:
+        """The same for HF's `generate`."""
+        return self.hf_pixels(pixels)
+
     def hf_prompt(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """What HF's model takes beside the ids [1, rows] of a prompt and their attention mask."""
         return {}
@@ -152,6 +169,10 @@ class Family(ABC):
         tokens = torch.cat(list(tokens)) if isinstance(tokens, (list, tuple)) else tokens
         stacked = [layer.reshape(len(pixels), self.tokens(), -1) for layer in getattr(found, "deepstack_features", None) or []]
         return tokens.reshape(len(pixels), self.tokens(), -1), stacked
+
+    def hf_hidden(self, hidden: NDArray[np.float32], images: int) -> NDArray[np.float32]:
+        """A hidden state between HF's vision layers in the layout that it has in the graph."""
+        return hidden.reshape(images, -1, hidden.shape[-1]) if hidden.ndim == 2 else hidden
 
     def hf_positions(self, model: Any, ids: torch.Tensor, images: int) -> NDArray[np.int64]:
         """HF's own positions [axes, rows] of an unpruned prompt's ids [1, rows]."""
@@ -169,13 +190,15 @@ class Family(ABC):
             deepstack: each [1, rows, D], zero at text.
         """
         # without a mask, transformers takes a jump in the positions for the start of another packed sequence
-        found: torch.Tensor = model.model.language_model(inputs_embeds=embeddings, attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.int64),
-                                                         use_cache=False, position_ids=positions).last_hidden_state
+        found: torch.Tensor = self.text_model(model)(inputs_embeds=embeddings, attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.int64),
+                                                     use_cache=False, position_ids=positions).last_hidden_state
         return found
 
 
-def visible(segments: torch.Tensor, window: int | None = None) -> torch.Tensor:
-    """Which rows [rows, rows] see which: those before them and those of their segment, within a window where there is one."""
+def visible(segments: torch.Tensor, window: int | None = None, bounded: bool = True) -> torch.Tensor:
+    """Which rows [rows, rows] see which: those before them, within a window where there is one, and those of their segment,
+    within it too where it bounds segments."""
     at, own = torch.arange(segments.shape[-1]), segments.reshape(-1)
-    seen = (at[None] <= at[:, None]) | ((own[None] == own[:, None]) & (own > 0)[:, None])
-    return seen if window is None else seen & (at[None] > at[:, None] - window)
+    before, same = at[None] <= at[:, None], (own[None] == own[:, None]) & (own > 0)[:, None]
+    near = torch.ones_like(before) if window is None else at[None] > at[:, None] - window
+    return (before | same) & near if bounded else (before & near) | same

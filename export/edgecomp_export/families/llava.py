@@ -49,6 +49,9 @@ class Llava(Family):
     def tower(self) -> tuple[int, int, bool]:
         return tower(self.config)
 
+    def encoder_layers(self, model: Any) -> torch.nn.ModuleList:
+        return tower_layers(model)
+
     def vision(self, model: Any) -> torch.nn.Module:
         mark_tower(model)
         return Vision(model)
@@ -61,10 +64,15 @@ class Llava(Family):
 
 def mark_tower(model: Any) -> None:
     """Marks the layers of a CLIP or SigLIP tower and numbers their attention."""
+    mark_layers(tower_layers(model))
+    number_attention(tower_layers(model))
+
+
+def tower_layers(model: Any) -> torch.nn.ModuleList:
+    """The layers of a CLIP or SigLIP tower."""
     inner = model.model.vision_tower
     layers: torch.nn.ModuleList = getattr(inner, "vision_model", inner).encoder.layers
-    mark_layers(layers)
-    number_attention(layers)
+    return layers
 
 
 def grid_side(config: Any) -> int:

@@ -1,0 +1,105 @@
+"""InternVL 2.5 to 3.5 in transformers' own classes (arXiv 2504.10479): a ViT on square tiles, pixel shuffle, an MLP, Qwen or Llama."""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgecomp_export.checkpoint import image_info
+from edgecomp_export.families.base import Family
+from edgecomp_export.families.idefics3 import even_tiles, layout
+from edgecomp_export.nodes import mark, mark_layers, number_attention
+from edgecomp_runtime.errors import EdgecompError
+from edgecomp_runtime.manifest import ImageInfo, TileInfo
+
+
+class Vision(torch.nn.Module):
+    """Tower, pixel shuffle and projector, as HF's `get_image_features` has them: pixels [images, 3, side, side] or
+    [images, tiles, 3, side, side] -> [images, N, D].
+
+    Args:
+        model: HF's.
+        layers: how many of the tower's layers are run.
+        tokens: N.
+    """
+
+    def __init__(self, model: Any, layers: int, tokens: int):
+        super().__init__()
+        self.model, self._layers, self._tokens = model, layers, tokens
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        config, inner = self.model.config, self.model.model
+        hidden = inner.vision_tower.embeddings(pixels.flatten(0, -4))
+        for layer in inner.vision_tower.encoder.layer[:self._layers]:
+            hidden = layer(hidden)
+        if config.vision_feature_layer == -1:  # any other number, the last layer's included, is taken before the norm
+            hidden = inner.vision_tower.layernorm(hidden)
+        rows, columns = (edge // patch for edge, patch in zip(config.vision_config.image_size, config.vision_config.patch_size))
+        patches = hidden[:, 1:].reshape(-1, rows, columns, hidden.shape[-1])  # without the CLS row
+        shuffled = inner.pixel_shuffle(patches, scale_factor=config.downsample_ratio).flatten(1, 2)
+        found = inner.multi_modal_projector(shuffled)
+        return mark(found.reshape(pixels.shape[0], self._tokens, found.shape[-1]), "visual_tokens")
+
+
+class InternVL(Family):
+    """`InternVLForConditionalGeneration` of any size, norm and select layer, on Qwen2, Qwen3 or Llama."""
+
+    def image_info(self) -> ImageInfo:
+        height, width = self.config.vision_config.image_size
+        if height != width:
+            raise EdgecompError(f"the vision tower takes {height}x{width} pixels; edgecomp takes InternVL towers of square tiles")
+        one = image_info(self.processor, (height, width))
+        rows, columns = layout(self.geometry, height)
+        return dataclasses.replace(one, tiles=(rows, columns), overview="last" if rows * columns > 1 else "")
+
+    def tiles(self) -> tuple[TileInfo, ...]:
+        return even_tiles(self.grid_side(), self.image_info().count)
+
+    def tower(self) -> tuple[int, int, bool]:
+        layers, select = self.config.vision_config.num_hidden_layers, self.config.vision_feature_layer
+        strategy = self.config.vision_feature_select_strategy
+        if not isinstance(select, int):
+            raise EdgecompError(f"vision_feature_layer is {list(select)}; transformers' InternVL and edgecomp take the output of one layer")
+        if strategy != "default":
+            raise EdgecompError(f"vision_feature_select_strategy {strategy!r} leaves the CLS row among the patches, "
+                                "which then are no grid; edgecomp takes 'default' here")
+        # what a CLS row attends to are patches, of which the pixel shuffle merges several into a visual token
+        return layers, (select if select >= 0 else layers + 1 + select) - 1, False
+
+    def texts(self) -> tuple[str, ...]:
+        names = self.processor["special_tokens"]
+        return names.get("start_image_token", "<img>"), names.get("end_image_token", "</img>")
+
+    def grid_side(self) -> int:
+        """Visual tokens on a side of a tile. Raises EdgecompError where the pixel shuffle does not divide the patches."""
+        vision, ratio = self.config.vision_config, self.config.downsample_ratio
+        patches, merged = vision.image_size[0] // vision.patch_size[0], round(1 / ratio)
+        if patches % merged:
+            raise EdgecompError(f"tiles of {vision.image_size[0]} pixels have {patches} patches of {vision.patch_size[0]} on a side, which "
+                                f"downsample_ratio {ratio} does not divide: this checkpoint's config does not fit together")
+        return int(patches // merged)
+
+    def encoder_layers(self, model: Any) -> torch.nn.ModuleList:
+        layers: torch.nn.ModuleList = model.model.vision_tower.encoder.layer
+        return layers
+
+    def vision(self, model: Any) -> torch.nn.Module:
+        mark_layers(self.encoder_layers(model))
+        number_attention(self.encoder_layers(model), "attention")
+        return Vision(model, self.tower()[1] + 1, self.tokens())
+
+    def hf_preprocess(self, processor: Any, picture: Any) -> torch.Tensor | None:
+        from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+        info = self.image_info()
+        tiles, several = info.tiles[0] * info.tiles[1], info.count > 1
+        size = picture.shape[:2] if isinstance(picture, np.ndarray) else picture.size[::-1]
+        if several and get_optimal_tiled_canvas(size, info.size, tiles, tiles)[::-1] != info.tiles:
+            return None
+        found = processor(images=picture, return_tensors="pt", crop_to_patches=several, min_patches=tiles, max_patches=tiles)
+        pixels: torch.Tensor = found["pixel_values"].float()
+        return pixels[None] if several else pixels
+
+    def hf_pixels(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"pixel_values": pixels.flatten(0, -4)}

@@ -1,0 +1,305 @@
+"""Verification one layer at a time: Hugging Face's and the bundle's on the same input, and Hugging Face's output carried on.
+
+A model of which neither copy fits into memory twice is verified this way: Hugging Face's weights are filled in for the layer
+that computes, the bundle's graph is cut at its marks and run piece by piece, both in fp32. The weights of an fp16 bundle are
+judged as what they are, so Hugging Face's are rounded to fp16 first.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from edgecomp.ir.graphs import load
+from edgecomp.ir.rewrite import marks
+from edgecomp_export import checkpoint
+from edgecomp_export.families.base import Geometry
+from edgecomp_export.pieces import Piece, cut, hidden_marks
+from edgecomp_export.reference import Prompts
+from edgecomp_export.verify import reduced
+from edgecomp_export.weights import Weights
+from edgecomp_runtime import images
+from edgecomp_runtime.bundle import Bundle
+from edgecomp_runtime.errors import EdgecompError
+from edgecomp_runtime.manifest import Manifest
+from edgecomp_runtime.rows import Layout, Rows, VisualTokens, lay_out
+from edgecomp_runtime.text import Text
+
+# Differences are relative to how far a layer moves its input. Measured: under 2e-6 in fp32, under 4e-5 in fp16, whose graph has
+# its constants (CLIP's 1.702) rounded to fp16 too.
+TOLERANCE = {"fp32": 5e-5, "fp16": 5e-4}
+PIXEL_TOLERANCE = 1e-5
+ANSWER = 4  # rows behind the prompt that are computed in a second run, on the cache of the first
+
+
+class VerificationError(EdgecompError):
+    """A bundle differs from the model that it was made from."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: which graph, layer and tensor, and the difference by the measure that `tolerance` is of."""
+    graph: str
+    layer: int | None
+    tensor: str
+    difference: float
+    tolerance: float
+
+    @property
+    def good(self) -> bool:
+        return self.difference <= self.tolerance
+
+    def __str__(self) -> str:
+        where = self.graph if self.layer is None else f"{self.graph} graph, layer {self.layer}"
+        return f"{where}: {self.tensor} differs by {self.difference:.1e} (tolerance {self.tolerance:.0e})"
+
+
+def verify_layers(bundle: Bundle, pictures: Sequence[Any], question: str, *, model: str | None = None,
+                  tick: Callable[[Check], None] = lambda check: None) -> list[Check]:
+    """Compares every part of a bundle with Hugging Face's: prompt, pixels, each layer of both graphs, logits; and that each plan's
+    visual tokens are those of Hugging Face's that it keeps, or their averages.
+
+    Args:
+        bundle: the bundle.
+        pictures: as `Session.generate` takes them; as many as the bundle takes in one prompt go into one prompt.
+        question: about them.
+        model: the checkpoint; the one that the bundle names where None.
+        tick: told each comparison as it is made.
+
+    Returns:
+        The comparisons in the order of the computation: the first that is not good is where the two part.
+    """
+    checks: list[Check] = []
+
+    def note(graph: str, layer: int | None, tensor: str, difference: float, tolerance: float = TOLERANCE[bundle.manifest.precision]) -> None:
+        checks.append(Check(graph, layer, tensor, difference, tolerance))
+        tick(checks[-1])
+    manifest = bundle.manifest
+    source = manifest.source
+    prompts = Prompts(model or source.model, Geometry(source.image_size, source.tiles))
+    layout = Layout.of(manifest.vision, manifest.decoder, manifest.plans["full"])
+    asked = list(pictures[:manifest.vision.max_images])
+    ids = _ids(bundle, question, len(asked))
+    expected = prompts.ids(question, len(asked), [1] * len(layout.runs))
+    note("prompt", None, "ids", float(ids != expected), 0.0)
+    if ids != expected:
+        return checks  # what follows would compare different rows
+    pixels = np.stack([images.preprocess(images.load(picture), manifest.image) for picture in pictures])
+    theirs = [prompts.pixels(picture) for picture in pictures]
+    if known := [(mine, other[0].numpy()) for mine, other in zip(pixels, theirs) if other is not None]:
+        note("pixels", None, "pixels", max(float(np.abs(a - b).max()) for a, b in known), PIXEL_TOLERANCE)
+    hugging = _Captured(prompts, manifest.precision)
+    features, stacked = hugging.vision(torch.from_numpy(pixels))
+    _vision(bundle, pixels, hugging, features, stacked, note)
+    _plans(bundle, hugging, features, stacked, note)
+    rows, answer = _rows(bundle, ids, layout, features[:len(asked)], stacked), ids[-ANSWER:]
+    every = rows.then(answer, _embed(bundle, answer))
+    unpruned = prompts.ids(question, len(asked), [run.span for run in layout.runs])
+    note("prompt", None, "positions", float(np.abs(rows.positions - hugging.positions(unpruned, len(asked))).max()), 0.0)
+    note("prompt", None, "embeddings", relative(every.embeddings, hugging.embeddings(unpruned + answer, features[:len(asked)])))
+    logits = hugging.decoder(every)
+    _decoder(bundle, every, len(rows.sources), hugging, logits, note)
+    return checks
+
+
+def gate(bundle: Bundle, say: Callable[[str], None]) -> None:
+    """`verify_layers` on two made-up pictures, for `compile`. Raises VerificationError naming where the two part."""
+    last = time.monotonic()
+
+    def tick(check: Check) -> None:
+        nonlocal last
+        if time.monotonic() - last > 10:
+            last = time.monotonic()
+            say(f"verified: {check}")
+    checks = verify_layers(bundle, pictures(bundle.manifest), "Describe the image.", tick=tick)
+    if bad := [check for check in checks if not check.good]:
+        raise VerificationError(f"the bundle differs from Hugging Face's model at the {bad[0]}, and in {len(bad) - 1} of {len(checks) - 1} "
+                                "comparisons behind that: nothing was written; --no-verify writes it all the same")
+    say(f"verified against Hugging Face: {len(checks)} comparisons, the largest difference: {worst(checks)}")
+
+
+def worst(checks: Sequence[Check]) -> Check:
+    """The comparison that is nearest to, or furthest beyond, its tolerance."""
+    return max(checks, key=lambda check: check.difference / max(check.tolerance, 1e-30))
+
+
+def pictures(manifest: Manifest) -> list[NDArray[np.uint8]]:
+    """Two made-up pictures of the shape that the bundle expects, the same ones on every machine: a gradient, and coarse noise."""
+    height, width = manifest.source.image_size or manifest.image.canvas
+    down, across = np.linspace(0, 255, height), np.linspace(0, 255, width)
+    gradient = np.stack([np.add.outer(down, across) / 2, np.subtract.outer(down, across) / 2 + 128, np.tile(across, (height, 1))], -1)
+    noise = np.random.default_rng(0).integers(0, 256, (-(-height // 40), -(-width // 40), 3), np.uint8).repeat(40, 0).repeat(40, 1)
+    return [gradient.astype(np.uint8), np.ascontiguousarray(noise[:height, :width])]
+
+
+def relative(mine: NDArray[Any], theirs: NDArray[Any], before: NDArray[Any] | None = None) -> float:
+    """The largest difference, relative to the largest change from `before` (or from nothing), or a hundredth of the largest value."""
+    if mine.shape != theirs.shape or not np.isfinite(mine).all():
+        return float("inf")
+    largest = float(np.abs(theirs).max())
+    moved = largest if before is None or before.shape != theirs.shape else float(np.abs(theirs - before).max())
+    return float(np.abs(mine.astype(np.float32) - theirs).max()) / max(moved, largest / 100, 1e-30)
+
+
+class _Captured:
+    """Hugging Face's model, run with the weights of one layer at a time, and what went into each layer."""
+
+    def __init__(self, prompts: Prompts, precision: str):
+        self.family, self.image_id = prompts.family, prompts.image_id
+        self.model = checkpoint.load(prompts.folder)
+        self.weights = Weights(self.model, "fp32", through=precision)
+        try:
+            self.model.set_attn_implementation("sdpa")
+        except ValueError:  # some text models have no sdpa
+            self.model.set_attn_implementation("eager")
+        decoder, self.head = self.family.language(self.model)
+        self.stacks = {"vision": list(self.family.encoder_layers(self.model)), "decoder": list(decoder.layers)}  # type: ignore[arg-type]
+        self.hidden: dict[str, list[NDArray[np.float32]]] = {"vision": [], "decoder": []}
+        streamed = [*self.stacks["vision"], *self.stacks["decoder"], self.model.get_input_embeddings(), self.head]
+        self.weights.fill_except(streamed)
+        for module in streamed:
+            module.register_forward_pre_hook(lambda module, _: self.weights.fill(module))
+            module.register_forward_hook(lambda module, *_: self.weights.empty(module))
+
+    @contextmanager
+    def _watched(self, graph: str) -> Iterator[None]:
+        def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            self.hidden[graph].append(hidden.detach().clone().numpy())
+        handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in self.stacks[graph]]
+        with torch.no_grad():
+            yield
+        for handle in handles:
+            handle.remove()
+
+    def vision(self, pixels: torch.Tensor) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+        """Visual tokens [images, N, D] and deepstack features; the layers' inputs are in `hidden['vision']`, in the graph's layout."""
+        with self._watched("vision"):
+            tokens, stacked = self.family.hf_features(self.model, pixels)
+        self.hidden["vision"] = [self.family.hf_hidden(hidden, len(pixels)) for hidden in self.hidden["vision"]]
+        return tokens.numpy(), [layer.numpy() for layer in stacked]
+
+    def positions(self, ids: list[int], pictures: int) -> NDArray[np.int64]:
+        return self.family.hf_positions(self.model, torch.tensor([ids]), pictures)
+
+    def embeddings(self, ids: list[int], features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[rows, D]: HF's of the ids, with the visual tokens in their places."""
+        places, table = np.array(ids) == self.image_id, self.model.get_input_embeddings()
+        places[len(ids) - ANSWER:] = False
+        with torch.no_grad():
+            found: NDArray[np.float32] = table(torch.tensor(np.where(places, 0, ids))).numpy()
+        found[places] = features.reshape(-1, found.shape[-1])
+        return found
+
+    def decoder(self, rows: Rows) -> NDArray[np.float32]:
+        """Logits [ANSWER + 1, V] of the last rows; the layers' inputs are in `hidden['decoder']`."""
+        embeddings = torch.from_numpy(rows.embeddings.astype(np.float32))[None]
+        where, segments = torch.from_numpy(rows.positions), torch.from_numpy(rows.segments)[None]
+        stacked = [torch.from_numpy(layer.astype(np.float32))[None] for layer in ([] if rows.deepstack is None else rows.deepstack)]
+        with self._watched("decoder"):
+            hidden = self.family.hf_decode(self.model, embeddings, where if len(where) == 1 else where[:, None], segments, stacked)
+            found: NDArray[np.float32] = self.head(hidden[0, -ANSWER - 1:]).numpy()
+        return found
+
+
+Note = Callable[..., None]
+
+
+def _vision(bundle: Bundle, pixels: NDArray[np.float32], hugging: _Captured, features: NDArray[np.float32],
+            stacked: list[NDArray[np.float32]], note: Note) -> None:
+    model = load(bundle.file(bundle.manifest.plans["full"].variants["neutral"]["vision"]))
+    starts = hidden_marks(model)
+    stops = {mark.outputs[0]: f"hidden.{layer}" for layer, mark in starts.items()}
+    feeds = {"pixels": pixels, **{f"hidden.{layer}": hugging.hidden["vision"][layer] for layer in starts}}
+    results = {"visual_tokens": features, **{f"deepstack.{n}": layer for n, layer in enumerate(stacked)}}
+    ends: list[tuple[int, ir.Value, str, NDArray[np.float32]]] = [
+        (layer - 1, _input(mark), f"hidden.{layer}", hugging.hidden["vision"][layer]) for layer, mark in starts.items()]
+    ends += [(max(starts), value, str(value.name), results[str(value.name)]) for value in model.graph.outputs]
+    for layer, value, name, expected in ends:
+        found = Piece(cut(model, [value], [name], stops)).run(feeds)[name]
+        before = feeds.get(f"hidden.{layer}") if name.startswith("hidden") else None
+        note("vision", max(layer, 0), "the hidden state behind it" if name.startswith("hidden") and layer >= 0 else
+             "the first hidden state" if layer < 0 else name, relative(found, expected, before))
+
+
+def _plans(bundle: Bundle, hugging: _Captured, features: NDArray[np.float32], stacked: list[NDArray[np.float32]], note: Note) -> None:
+    manifest = bundle.manifest
+    for name, plan in manifest.plans.items():
+        if not plan.steps or plan.visual_tokens == manifest.vision.tokens:
+            continue
+        model = load(bundle.file(plan.variants["neutral"]["vision"]))
+        stops = {mark.outputs[0]: f"hidden.{layer}" for layer, mark in hidden_marks(model).items()}
+        stops |= {mark.outputs[0]: "features" for mark in marks(model, "visual_tokens").values()}
+        stops |= {mark.outputs[0]: f"features.{layer}" for layer, mark in marks(model, "deepstack").items()}
+        feeds = {f"hidden.{n}": layer for n, layer in enumerate(hugging.hidden["vision"])}
+        feeds |= {"features": features, **{f"features.{n}": layer for n, layer in enumerate(stacked)}}
+        names = [str(value.name) for value in model.graph.outputs]
+        found = Piece(cut(model, list(model.graph.outputs), names, stops)).run(feeds)
+        for key, source in (("visual_tokens", features), *((f"deepstack.{n}", layer) for n, layer in enumerate(stacked))):
+            expected = np.stack([reduced(manifest, plan, one, kept) for one, kept in zip(source, found["kept"])])
+            note("vision", None, f"{key} of plan {name}", relative(found[key], expected))
+
+
+def _decoder(bundle: Bundle, rows: Rows, prompt: int, hugging: _Captured, logits: NDArray[np.float32], note: Note) -> None:
+    model = load(bundle.file(bundle.manifest.plans["full"].variants["neutral"]["prefill"]))
+    starts, count = hidden_marks(model), len(rows.sources)
+    states = hugging.hidden["decoder"]
+    outputs = {str(value.name): value for value in model.graph.outputs}
+    for layer, mark in starts.items():
+        last = layer == max(starts)
+        name = "logits" if last else f"hidden.{layer + 1}"
+        caches = [f"new_key.{layer}", f"new_value.{layer}"]
+        ends = [outputs["logits"] if last else _input(starts[layer + 1]), *(outputs[cache] for cache in caches)]
+        # GroupQueryAttention's lowering takes the number of rows from an input of this name
+        piece = Piece(cut(model, ends, [name, *caches], {mark.outputs[0]: "embeddings"}), capacity=count)
+        found = [piece.run(_decoder_feeds(rows, states[layer], start, end))[name][0] for start, end in ((0, prompt), (prompt, count))]
+        mine = np.concatenate(found)
+        if last:
+            note("decoder", layer, "logits", relative(mine, logits))
+        else:
+            note("decoder", layer, "the hidden state behind it", relative(mine[None], states[layer + 1], states[layer]))
+
+
+def _decoder_feeds(rows: Rows, hidden: NDArray[np.float32], start: int, end: int) -> dict[str, NDArray[Any]]:
+    """What a decoder layer takes for rows start to end, the cache holding those before; logits of the last ones."""
+    positions = rows.positions[:, None, start:end]
+    wanted = np.arange(end - start)[-1:] if start == 0 else np.arange(end - start)
+    feeds = {"embeddings": hidden[:, start:end], "positions": positions if len(positions) > 1 else positions[0], "length": np.array([start]),
+             "logit_rows": wanted, "segments": rows.segments[None, start:end]}
+    if rows.deepstack is not None:
+        feeds |= {f"deepstack.{n}": layer[None, start:end].astype(np.float32) for n, layer in enumerate(rows.deepstack)}
+    return feeds
+
+
+def _input(mark: ir.Node) -> ir.Value:
+    value = mark.inputs[0]
+    assert value is not None
+    return value
+
+
+def _ids(bundle: Bundle, question: str, pictures: int) -> list[int]:
+    """The prompt's ids as the runtime makes them, one image id a run."""
+    info, vision = bundle.manifest.text, bundle.manifest.vision
+    text = Text(info, bundle.file(info.tokenizer), bundle.read_text(info.chat_template) if info.chat_template else None)
+    content = [*[{"type": "image"}] * pictures, {"type": "text", "text": question}]
+    return text.encode(text.render([{"role": "user", "content": content}]).replace(info.placeholder, info.image_token.join(vision.texts)))
+
+
+def _embed(bundle: Bundle, ids: Sequence[int]) -> NDArray[Any]:
+    table = bundle.manifest.embeddings
+    return bundle.embeddings()[list(ids)].astype(np.float32) * np.asarray(table.scale, table.dtype).astype(np.float32)
+
+
+def _rows(bundle: Bundle, ids: list[int], layout: Layout, features: NDArray[np.float32], stacked: list[NDArray[np.float32]]) -> Rows:
+    """The prompt's rows with Hugging Face's visual tokens."""
+    pictures = [VisualTokens(str(n), tokens, np.arange(len(tokens)), np.stack([layer[n] for layer in stacked]) if stacked else None)
+                for n, tokens in enumerate(features)]
+    return lay_out(ids, bundle.manifest.text.image_id, pictures, partial(_embed, bundle), layout)
