@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,27 @@ SMOL_TEXT = {"model_type": "llama", "hidden_size": 576, "intermediate_size": 153
              "num_key_value_heads": 3, "vocab_size": 49280, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}
 SMOL_VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 512, "patch_size": 16}
 
-# name: (model_type, text, vision, other parts of the config, image processor and its settings, special tokens, chat template, precision, export options)
-MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], str, dict[str, Any], list[str], str, str, list[str]]] = {
-    "smolvlm-256m": (
-        "smolvlm", SMOL_TEXT, SMOL_VISION, {"scale_factor": 4}, "SmolVLMImageProcessorPil", {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}},
-        ["<fake_token_around_image>", "<global-img>"],
-        "{% for m in messages %}{{ m.role }}:{% for c in m.content %}{{ '<image>' if c.type == 'image' else c.text }}{% endfor %}\n{% endfor %}",
-        "fp32", ["--tiles", "4"]),
-    "qwen2.5-vl-3b": (
-        "qwen2_5_vl", QWEN_TEXT, QWEN_VISION, {}, "Qwen2VLImageProcessorPil", {}, [],
-        "{% for m in messages %}{{ m.role }}:{% for c in m.content %}{{ '<image>' if c.type == 'image' else c.text }}{% endfor %}\n{% endfor %}",
-        "fp16", ["--image-size", "448x448"]),
+TEMPLATE = "{% for m in messages %}{{ m.role }}:{% for c in m.content %}{{ '<image>\\n' if c.type == 'image' else c.text }}{% endfor %}\n{% endfor %}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A published model's config, image processor and special tokens, and how it is compiled here."""
+    model_type: str
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    processor: str
+    precision: str
+    options: list[str]
+    other: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    tokens: list[str] = field(default_factory=list)
+
+
+MODELS = {
+    "smolvlm-256m": Model("smolvlm", SMOL_TEXT, SMOL_VISION, "SmolVLMImageProcessorPil", "fp32", ["--tiles", "4"], {"scale_factor": 4},
+                          {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}}, ["<fake_token_around_image>", "<global-img>"]),
+    "qwen2.5-vl-3b": Model("qwen2_5_vl", QWEN_TEXT, QWEN_VISION, "Qwen2VLImageProcessorPil", "fp16", ["--image-size", "448x448"]),
 }
 
 
@@ -56,17 +67,17 @@ def checkpoint(name: str) -> Path:
         return out
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    model_type, text, vision, other, processor, settings, tokens, template, _, _ = MODELS[name]
+    made = MODELS[name]
     tokenizer = transformers.AutoTokenizer.from_pretrained(CHECKPOINT)
-    tokenizer.add_tokens(tokens, special_tokens=True)
-    tokenizer.chat_template = template
+    tokenizer.add_tokens(made.tokens, special_tokens=True)
+    tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(out)
-    text = {**text, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    config = transformers.AutoConfig.for_model(model_type, text_config=text, vision_config=vision, dtype="bfloat16", **other,
+    text = {**made.text, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = transformers.AutoConfig.for_model(made.model_type, text_config=text, vision_config=made.vision, dtype="bfloat16", **made.other,
                                                image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
                                                tie_word_embeddings=text["tie_word_embeddings"])
     config.save_pretrained(out)
-    getattr(transformers, processor)(**settings).save_pretrained(out)
+    getattr(transformers, made.processor)(**made.settings).save_pretrained(out)
     with torch.device("meta"):
         model = transformers.AutoModelForImageTextToText.from_config(config)
     config.architectures = [type(model).__name__]
@@ -105,16 +116,22 @@ def timed(*command: str) -> tuple[float, float, str]:
 
 
 def answer(bundle: str) -> None:
-    """Loads everything, answers once, and prints the proportional set size and the weights' bytes."""
+    """Loads everything, answers once, and prints the proportional set size before and after, and the weights' bytes."""
     from edgecomp.footprint import weight_bytes
     from edgecomp_runtime import Bundle, Session
     session = Session(Bundle.open(bundle))
+    loaded = pss()
     generation = session.generate("describe the image.", [PICTURE], max_new_tokens=8)
     generation.finish()
+    statistics = generation.statistics
+    print(json.dumps({"loaded": loaded, "used": pss(), "weights": weight_bytes(session.bundle.manifest), "rows": statistics.prompt_rows,
+                      "vision_ms": statistics.vision_ms, "prefill_ms": statistics.prefill_ms, "per_token_ms": statistics.per_token_ms}))
+
+
+def pss() -> int:
+    """This process's proportional set size in bytes."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    pss = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    print(json.dumps({"pss": pss, "weights": weight_bytes(session.bundle.manifest), "rows": generation.statistics.prompt_rows,
-                      "prefill_ms": generation.statistics.prefill_ms, "per_token_ms": generation.statistics.per_token_ms}))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
 def main() -> None:
@@ -127,7 +144,7 @@ def main() -> None:
         return
     rows = []
     for name in options.models:
-        precision, choices = MODELS[name][-2:]
+        precision, choices = MODELS[name].precision, MODELS[name].options
         folder, bundle = checkpoint(name), WORK / name
         shutil.rmtree(bundle, ignore_errors=True)
         edgecomp = str(Path(sys.executable).with_name("edgecomp"))
@@ -138,11 +155,12 @@ def main() -> None:
         _, _, printed = timed(sys.executable, __file__, "--answer", str(bundle))
         loaded = json.loads(printed)
         weights = loaded["weights"] / GIB
+        held = [f"{loaded[when] / GIB:.2f} ({loaded[when] / loaded['weights']:.2f})" for when in ("loaded", "used")]
         rows.append((name, precision, f"{stored:.2f}", f"{weights:.2f}", f"{disk:.2f}", f"{seconds:.0f}", f"{peak:.2f}", f"{peak / weights:.2f}",
-                     f"{checked:.0f}", f"{check_peak:.2f}", f"{loaded['pss'] / GIB:.2f}", f"{loaded['pss'] / loaded['weights']:.2f}"))
+                     f"{checked:.0f}", f"{check_peak:.2f}", *held))
         print(name, said, loaded, flush=True)
     head = ("model", "bundle", "checkpoint GiB", "weights GiB", "bundle GiB", "compile s", "its peak GiB", "/ weights", "verify s", "its peak GiB",
-            "PSS loaded GiB", "/ weights")
+            "PSS loaded GiB (/ weights)", "PSS after an answer")
     write("large.md", "Large checkpoints on a small host", f"python benchmarks/large.py {' '.join(options.models)}", markdown(head, rows))
 
 

@@ -10,6 +10,7 @@ import torch
 
 from edgecomp import __version__
 from edgecomp.ir.graphs import WeightFile, describe, save
+from edgecomp.ir.rewrite import DOMAIN, marks, nodes
 from edgecomp.writer import writing
 from edgecomp_export import checkpoint
 from edgecomp_export.families import family_of
@@ -17,6 +18,7 @@ from edgecomp_export.families.base import Family, Geometry
 from edgecomp_export.nodes import ATTENTION, NewRows, decoding, mark_layers
 from edgecomp_export.trace import trace
 from edgecomp_export.weights import Weights
+from edgecomp_runtime.errors import EdgecompError
 from edgecomp_runtime.manifest import SCHEMA, DecoderInfo, ImageInfo, Manifest, PlanInfo, SourceInfo, TableInfo, VisionInfo
 
 WEIGHTS = "graphs/weights.bin"
@@ -94,7 +96,13 @@ def trace_vision(family: Family, model: Any) -> ir.Model:
     image = family.image_info()
     pixels = torch.zeros(2, *([] if image.count == 1 else [image.count]), 3, *image.size, dtype=model.dtype)
     outputs = ["visual_tokens", *(f"deepstack.{layer}" for layer in range(family.deepstack))]
-    return trace(family.vision(model), (pixels,), (["pixels"], outputs), ({0: "images"},), parameter_names(model))
+    traced = trace(family.vision(model), (pixels,), (["pixels"], outputs), ({0: "images"},), parameter_names(model))
+    layers = {node.attributes["layer"].as_int() for node in nodes(traced, "Attention", DOMAIN)}
+    if not marks(traced, "visual_tokens") or not layers or layers != set(marks(traced, "hidden")):
+        raise EdgecompError(f"{type(family).__name__}.vision gives a graph with marks on {len(marks(traced, 'visual_tokens'))} results and "
+                            f"{len(marks(traced, 'hidden'))} layers, and attention in {len(layers)}: mark the visual tokens and every layer, "
+                            "and number every layer's attention")
+    return traced
 
 
 class Decoder(torch.nn.Module):

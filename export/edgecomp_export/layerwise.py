@@ -290,7 +290,11 @@ def _ids(bundle: Bundle, question: str, pictures: int) -> list[int]:
     info, vision = bundle.manifest.text, bundle.manifest.vision
     text = Text(info, bundle.file(info.tokenizer), bundle.read_text(info.chat_template) if info.chat_template else None)
     content = [*[{"type": "image"}] * pictures, {"type": "text", "text": question}]
-    return text.encode(text.render([{"role": "user", "content": content}]).replace(info.placeholder, info.image_token.join(vision.texts)))
+    rendered = text.render([{"role": "user", "content": content}])
+    if (found := rendered.count(info.placeholder)) != pictures:
+        raise VerificationError(f"the chat template's output {rendered!r:.100} has {info.placeholder} {found} times for {pictures} pictures: "
+                                "the checkpoint's template is not its model's")
+    return text.encode(rendered.replace(info.placeholder, info.image_token.join(vision.texts)))
 
 
 def _embed(bundle: Bundle, ids: Sequence[int]) -> NDArray[Any]:

@@ -42,8 +42,11 @@ def trace(module: torch.nn.Module, inputs: tuple[Any, ...], names: tuple[list[st
             program = torch.onnx.export(module, inputs, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
                                         input_names=names[0], output_names=names[1], dynamic_shapes=dynamic)
     except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise EdgecompError(f"torch could not export this model ({type(error).__name__}: {reason[:200]}); "
+        cause: BaseException = error
+        while cause.__cause__:  # torch wraps what happened in what it was doing
+            cause = cause.__cause__
+        reason = next((line for line in str(cause).splitlines() if line.strip()), "no reason given")
+        raise EdgecompError(f"torch could not export this model ({type(cause).__name__}: {reason[:200]}); "
                             "its code may need a transformers version that edgecomp was not tried with") from error
     finally:
         exporter_log.setLevel(level)

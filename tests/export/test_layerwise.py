@@ -47,7 +47,8 @@ def test_a_right_bundle_is_good_everywhere(bundle: Bundle) -> None:
     assert all(check.good for check in checks)
     assert [c.layer for c in checks if c.graph == "decoder"] == [0, 1, 2], "the window is 9 rows, so a wrong mask would show"
     assert {c.layer for c in checks if c.graph == "vision"} == {0, 1, 2, None}, "the fourth layer's output is not used"
-    assert {c.tensor for c in checks if c.graph == "vision" and c.layer is None} == {f"visual_tokens of plan {p}" for p in ("dart-7", "cls-5", "pool-4")}
+    plans = {check.tensor for check in checks if check.graph == "vision" and check.layer is None}
+    assert plans == {f"visual_tokens of plan {name}" for name in ("dart-7", "cls-5", "pool-4")}
 
 
 def change(weight: str) -> Callable[[Path], None]:

@@ -12,6 +12,7 @@ FAMILIES = {
     "llava_next": "edgecomp_export.families.llava_next:LlavaNext",
     "llava_onevision": "edgecomp_export.families.llava_onevision:LlavaOnevision",
     "paligemma": "edgecomp_export.families.paligemma:PaliGemma",
+    "qianfan_ocr": "edgecomp_export.families.qianfan_ocr:QianfanOCR",
     "qwen2_5_vl": "edgecomp_export.families.qwen2_5_vl:Qwen2_5VL",
     "qwen2_vl": "edgecomp_export.families.qwen2_vl:Qwen2VL",
     "qwen3_vl": "edgecomp_export.families.qwen3_vl:Qwen3VL",

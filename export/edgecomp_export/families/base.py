@@ -117,9 +117,9 @@ class Family(ABC):
 
     # modules to trace
 
+    @abstractmethod
     def encoder_layers(self, model: Any) -> torch.nn.ModuleList:
         """HF's layers of the vision tower."""
-        raise NotImplementedError
 
     @abstractmethod
     def vision(self, model: Any) -> torch.nn.Module:

@@ -16,30 +16,19 @@ from edgecomp_runtime.manifest import ImageInfo, TileInfo
 
 
 class Vision(torch.nn.Module):
-    """Tower, pixel shuffle and projector, as HF's `get_image_features` has them: pixels [images, 3, side, side] or
-    [images, tiles, 3, side, side] -> [images, N, D].
+    """HF's `get_image_features`: pixels [images, 3, side, side] or [images, tiles, 3, side, side] -> [images, N, D].
 
     Args:
         model: HF's.
-        layers: how many of the tower's layers are run.
         tokens: N.
     """
 
-    def __init__(self, model: Any, layers: int, tokens: int):
+    def __init__(self, model: Any, tokens: int):
         super().__init__()
-        self.model, self._layers, self._tokens = model, layers, tokens
+        self.model, self._tokens = model, tokens
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        config, inner = self.model.config, self.model.model
-        hidden = inner.vision_tower.embeddings(pixels.flatten(0, -4))
-        for layer in inner.vision_tower.encoder.layer[:self._layers]:
-            hidden = layer(hidden)
-        if config.vision_feature_layer == -1:  # any other number, the last layer's included, is taken before the norm
-            hidden = inner.vision_tower.layernorm(hidden)
-        rows, columns = (edge // patch for edge, patch in zip(config.vision_config.image_size, config.vision_config.patch_size))
-        patches = hidden[:, 1:].reshape(-1, rows, columns, hidden.shape[-1])  # without the CLS row
-        shuffled = inner.pixel_shuffle(patches, scale_factor=config.downsample_ratio).flatten(1, 2)
-        found = inner.multi_modal_projector(shuffled)
+        found = self.model.get_image_features(pixels.flatten(0, -4)).pooler_output
         return mark(found.reshape(pixels.shape[0], self._tokens, found.shape[-1]), "visual_tokens")
 
 
@@ -88,7 +77,7 @@ class InternVL(Family):
     def vision(self, model: Any) -> torch.nn.Module:
         mark_layers(self.encoder_layers(model))
         number_attention(self.encoder_layers(model), "attention")
-        return Vision(model, self.tower()[1] + 1, self.tokens())
+        return Vision(model, self.tokens())
 
     def hf_preprocess(self, processor: Any, picture: Any) -> torch.Tensor | None:
         from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
