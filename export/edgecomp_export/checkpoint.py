@@ -132,10 +132,11 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     return kinds[next((kind for kind in kinds if kind in found), "F32")] if not {"F16", "BF16"} <= found else torch.float32
 
 
-def weight_sizes(folder: Path) -> tuple[int, int]:
-    """Bytes of the stored weights, and their number of parameters."""
+def weight_sizes(folder: Path) -> tuple[int, int, int]:
+    """Bytes of the stored weights, their number of parameters, and that of the largest one."""
     headers = _headers(folder)
-    return sum(h["data_offsets"][1] - h["data_offsets"][0] for h in headers), sum(prod(h["shape"]) for h in headers)
+    counts = [prod(h["shape"]) for h in headers]
+    return sum(h["data_offsets"][1] - h["data_offsets"][0] for h in headers), sum(counts), max(counts, default=0)
 
 
 def _headers(folder: Path) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from edgecomp_runtime.errors import EdgecompError
 from edgecomp_runtime.manifest import SCHEMA, DecoderInfo, ImageInfo, Manifest, PlanInfo, SourceInfo, TableInfo, VisionInfo
 
 WEIGHTS = "graphs/weights.bin"
+WORKING_GIB = 0.8  # measured: torch, transformers and the graph; on top of that come copies of the weight that is being written
 
 
 def export(model: str, out: Path, *, precision: str = "fp32", context: int | None = None,
@@ -81,14 +82,14 @@ def export(model: str, out: Path, *, precision: str = "fp32", context: int | Non
 def cost(folder: Path, precision: str, image: ImageInfo, vision: VisionInfo, decoder: DecoderInfo) -> str:
     """What a picture, the disk and the memory will be asked for, in words, before anything is loaded."""
     size = 4 if precision == "fp32" else 2
-    stored, parameters = checkpoint.weight_sizes(folder)
+    stored, parameters, largest = checkpoint.weight_sizes(folder)
     rows = 2 * decoder.layers * decoder.key_value_heads * decoder.head_dim * size
     tiles = f"{image.count} tiles of " if image.count > 1 else ""
     high, wide = image.size
     return (f"a picture: {tiles}{high}x{wide} pixels, {vision.tokens} visual tokens of the window's {decoder.context} rows, "
             f"{vision.tokens * rows / 2**20:.1f} MiB of KV cache ({vision.max_images} pictures a prompt at most)\n"
-            f"weights: {parameters * size / 2**30:.2f} GiB in {precision}, as much disk; the checkpoint's {stored / 2**30:.2f} GiB are mapped, "
-            f"and about 1 GiB of memory is needed beside them")
+            f"weights: {parameters * size / 2**30:.2f} GiB in {precision}, as much disk; the checkpoint's {stored / 2**30:.2f} GiB are mapped, and "
+            f"about {WORKING_GIB + 3 * largest * size / 2**30:.1f} GiB of memory are needed beside them")
 
 
 def trace_vision(family: Family, model: Any) -> ir.Model:

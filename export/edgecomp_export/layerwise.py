@@ -33,9 +33,9 @@ from edgecomp_runtime.manifest import Manifest
 from edgecomp_runtime.rows import Layout, Rows, VisualTokens, lay_out
 from edgecomp_runtime.text import Text
 
-# Differences are relative to how far a layer moves its input. Measured: under 2e-6 in fp32, under 4e-5 in fp16, whose graph has
-# its constants (CLIP's 1.702) rounded to fp16 too.
-TOLERANCE = {"fp32": 5e-5, "fp16": 5e-4}
+# Differences are relative to how far a layer moves its input. Measured: under 3e-6 in fp32; under 5e-4 in fp16, whose graph has its
+# constants rounded to fp16 too, the vision tower's rotations among them.
+TOLERANCE = {"fp32": 5e-5, "fp16": 2e-3}
 PIXEL_TOLERANCE = 1e-5
 ANSWER = 4  # rows behind the prompt that are computed in a second run, on the cache of the first
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from edgecomp_runtime import Session
@@ -59,3 +60,19 @@ def assert_same(session: Session, prompt: Any, pictures: Sequence[Any], expected
     assert mine.shape == logits.shape
     assert np.abs(mine - logits).max() < tolerance
     assert [int(i) for i in mine.argmax(1)] == ids
+
+
+def pictures(canvas: tuple[int, int], scenes: Path) -> list[Image.Image]:
+    """Two pictures of about the canvas's shape, so that transformers cuts them up as the bundle does: a real one and noise."""
+    real = Image.open(scenes / "images/scene-03.jpg").convert("RGB").resize((3 * canvas[1], 3 * canvas[0] - 2))
+    noise = np.random.default_rng(1).integers(0, 256, (canvas[0] + 1, canvas[1] + 1, 3), np.uint8)
+    return [real, Image.fromarray(noise)]
+
+
+def conversation(several: bool) -> list[dict[str, Any]]:
+    """A picture and a question; or several turns with two pictures, one behind some text."""
+    if not several:
+        return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is this?"}]}]
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is written?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "HELLO"}]},
+            {"role": "user", "content": [{"type": "text", "text": "and here\nbelow"}, {"type": "image"}, {"type": "text", "text": "?"}]}]

@@ -91,15 +91,6 @@ def made(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pyt
     return Made(request.param, tmp_path_factory.mktemp(request.param), checkpoint)
 
 
-def conversation(several: bool) -> list[dict[str, Any]]:
-    """A picture and a question; or several turns with two pictures, one behind some text."""
-    if not several:
-        return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is this?"}]}]
-    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is written?"}]},
-            {"role": "assistant", "content": [{"type": "text", "text": "HELLO"}]},
-            {"role": "user", "content": [{"type": "text", "text": "and here\nbelow"}, {"type": "image"}, {"type": "text", "text": "?"}]}]
-
-
 def test_visual_tokens_and_answers_are_as_in_transformers(made: Made, scenes: Path) -> None:
     session, seen = made.session(), made.pictures(scenes)
     pixels = [made.reference.pixels(picture) for picture in seen]
@@ -108,7 +99,7 @@ def test_visual_tokens_and_answers_are_as_in_transformers(made: Made, scenes: Pa
     assert mine.shape == theirs.shape == (2, session.bundle.manifest.vision.tokens, 64)
     assert np.abs(mine - theirs).max() < FP32
     for several in (False, True):
-        messages, given = conversation(several), seen if several else seen[:1]
+        messages, given = harness.conversation(several), seen if several else seen[:1]
         inputs = made.hf_inputs(messages, given)
         harness.assert_same(session, messages, given, harness.hugging_face(made.checkpoint, inputs), FP32)
         ids, run = session._prepare(messages, given, False, 1)[0], session.bundle.manifest.vision.tokens
@@ -162,7 +153,7 @@ def test_fp16_stays_near_fp32(checkpoint: Path, tmp_path: Path, scenes: Path) ->
     made.config, made.geometry, made.checkpoint = tiny.config(made.variant), Geometry(**choices), tmp_path / "checkpoint"
     tiny.make(made.variant, made.checkpoint, checkpoint, torch.float16, 0.12)
     compile_model(str(made.checkpoint), tmp_path / "bundle", [], precision="fp16", **choices)
-    session, seen, messages = Session(Bundle.open(tmp_path / "bundle")), made.pictures(scenes), conversation(True)
+    session, seen, messages = Session(Bundle.open(tmp_path / "bundle")), made.pictures(scenes), harness.conversation(True)
     ids, logits = harness.hugging_face(made.checkpoint, made.hf_inputs(messages, seen), 20)
     mine = session.score(messages, seen, ids[:-1]).astype(np.float32)
     assert 1 < np.abs(logits).max() < 10

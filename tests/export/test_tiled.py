@@ -52,32 +52,16 @@ def made(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pyt
     return Made(request.param, tmp_path_factory.mktemp(request.param), checkpoint)
 
 
-def pictures(canvas: tuple[int, int], scenes: Path) -> list[Image.Image]:
-    """Two pictures of about the canvas's shape, so that transformers cuts them up as the bundle does: a real one and noise."""
-    real = Image.open(scenes / "images/scene-03.jpg").convert("RGB").resize((3 * canvas[1], 3 * canvas[0] - 2))
-    noise = np.random.default_rng(1).integers(0, 256, (canvas[0] + 1, canvas[1] + 1, 3), np.uint8)
-    return [real, Image.fromarray(noise)]
-
-
-def conversation(several: bool) -> list[dict[str, Any]]:
-    """A picture and a question; or several turns with two pictures, one behind some text."""
-    if not several:
-        return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is this?"}]}]
-    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is written?"}]},
-            {"role": "assistant", "content": [{"type": "text", "text": "HELLO"}]},
-            {"role": "user", "content": [{"type": "text", "text": "and here\nbelow"}, {"type": "image"}, {"type": "text", "text": "?"}]}]
-
-
 def test_visual_tokens_and_answers_are_as_in_transformers(made: Made, scenes: Path) -> None:
     session, family = made.session(), made.reference.family
     info = session.bundle.manifest.image
-    seen = pictures(info.canvas, scenes)
+    seen = harness.pictures(info.canvas, scenes)
     theirs = made.reference.features(torch.cat([made.reference.pixels(p) for p in seen]))[0].numpy()
     mine = np.stack([session.visual_tokens(p).tokens for p in seen])
     assert mine.shape == (2, family.tokens(), 64)
     assert np.abs(mine - theirs).max() < FP32
     for several in (False, True):
-        messages, given = conversation(several), seen if several else seen[:1]
+        messages, given = harness.conversation(several), seen if several else seen[:1]
         expected = harness.hugging_face(made.checkpoint, tiny.hf_inputs(made.checkpoint, made.name, family, messages, given))
         harness.assert_same(session, messages, given, expected, FP32)
         said = session.generate(messages, given, max_new_tokens=harness.STEPS)
@@ -87,9 +71,9 @@ def test_visual_tokens_and_answers_are_as_in_transformers(made: Made, scenes: Pa
 
 def test_prompts_have_the_ids_of_transformers(made: Made, scenes: Path) -> None:
     session, reference = made.session(), made.reference
-    seen, vision = pictures(session.bundle.manifest.image.canvas, scenes), session.bundle.manifest.vision
+    seen, vision = harness.pictures(session.bundle.manifest.image.canvas, scenes), session.bundle.manifest.vision
     for several in (False, True):
-        messages, count = conversation(several), 1 + several
+        messages, count = harness.conversation(several), 1 + several
         theirs = tiny.hf_inputs(made.checkpoint, made.name, reference.family, messages, seen[:count])["input_ids"][0].tolist()
         mine, _ = session._prepare(messages, seen[:count], False, 1)
         number, run = reference.image_id, vision.tokens // vision.runs
@@ -101,13 +85,13 @@ def test_prompts_have_the_ids_of_transformers(made: Made, scenes: Path) -> None:
 def test_compressed_plans_say_what_transformers_says_of_the_kept_tokens(made: Made, scenes: Path) -> None:
     info = made.session().bundle.manifest.image
     for plan in [p for p in Bundle.open(made.bundle).manifest.plans if p != "full"]:
-        for found in verify(made.session(plan), made.reference, [(p, "what is this?") for p in pictures(info.canvas, scenes)], most=10):
+        for found in verify(made.session(plan), made.reference, [(p, "what is this?") for p in harness.pictures(info.canvas, scenes)], most=10):
             assert found.same and found.logits < FP32
 
 
 def test_each_tile_keeps_its_quota_by_the_rule(made: Made, scenes: Path) -> None:
     full = made.session()
-    tiles, seen = full.bundle.manifest.vision.tiles, pictures(full.bundle.manifest.image.canvas, scenes)
+    tiles, seen = full.bundle.manifest.vision.tiles, harness.pictures(full.bundle.manifest.image.canvas, scenes)
     for name, plan in full.bundle.manifest.plans.items():
         if not plan.steps:
             continue
@@ -130,7 +114,7 @@ def test_each_tile_keeps_its_quota_by_the_rule(made: Made, scenes: Path) -> None
 def test_preprocessing_is_as_in_transformers(made: Made, scenes: Path, tmp_path: Path) -> None:
     info = made.session().bundle.manifest.image
     rng, same = np.random.default_rng(2), 0
-    for number, source in enumerate([*sorted((scenes / "images").glob("*.jpg"))[:4], *odd_pictures(rng), *pictures(info.canvas, scenes)]):
+    for number, source in enumerate([*sorted((scenes / "images").glob("*.jpg"))[:4], *odd_pictures(rng), *harness.pictures(info.canvas, scenes)]):
         path = source
         if isinstance(source, Image.Image):
             path = tmp_path / f"odd-{number}.png"
@@ -161,7 +145,7 @@ def test_fp16_stays_near_fp32(name: str, checkpoint: Path, tmp_path: Path, scene
     geometry = tiny.VARIANTS[name].geometry
     compile_model(str(folder), tmp_path / "bundle", [], precision="fp16", tiles=geometry.tiles, image_size=geometry.image_size)
     session, family = Session(Bundle.open(tmp_path / "bundle")), Prompts(str(folder), geometry).family
-    seen, messages = pictures(session.bundle.manifest.image.canvas, scenes), conversation(True)
+    seen, messages = harness.pictures(session.bundle.manifest.image.canvas, scenes), harness.conversation(True)
     ids, logits = harness.hugging_face(folder, tiny.hf_inputs(folder, name, family, messages, seen), 20)
     mine = session.score(messages, seen, ids[:-1]).astype(np.float32)
     assert 1 < np.abs(logits).max() < 10

@@ -24,6 +24,9 @@ class OnnxRuntimeGraph:
         for tensor in graph.inputs:
             if is_state(tensor.role):
                 self._binding.bind_ortvalue_input(tensor.name, self._state[tensor.name])
+        self._options = ort.RunOptions()
+        if not state:  # a vision tower works once a picture: what it worked in goes back, and is not held while text is decoded
+            self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._results = [tensor for tensor in graph.outputs if not is_state(tensor.role)]
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -37,7 +40,7 @@ class OnnxRuntimeGraph:
                 binding.bind_ortvalue_output(tensor.name, self._state[tensor.key])
             else:
                 binding.bind_output(tensor.name, "cpu")
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, self._options)
         outputs = dict(zip((t.name for t in self._graph.outputs), binding.get_outputs()))
         return {t.key: outputs[t.name].numpy() for t in self._results}
 
