@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecomp_runtime.errors import BundleError, EdgecompError, UnknownNameError
-from edgecomp_runtime.manifest import build
+from edgecomp_runtime.typed import build
 
 if sys.version_info >= (3, 11):
     import tomllib

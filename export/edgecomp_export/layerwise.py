@@ -7,8 +7,7 @@ judged as what they are, so Hugging Face's are rounded to fp16 first.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,12 +19,11 @@ from numpy.typing import NDArray
 
 from edgecomp.ir.graphs import load
 from edgecomp.ir.rewrite import marks
-from edgecomp_export import checkpoint
+from edgecomp_export.captured import ANSWER, Captured
 from edgecomp_export.families.base import Geometry
 from edgecomp_export.pieces import Piece, cut, hidden_marks
 from edgecomp_export.reference import Prompts
 from edgecomp_export.verify import reduced
-from edgecomp_export.weights import Weights
 from edgecomp_runtime import images
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import EdgecompError
@@ -37,7 +35,6 @@ from edgecomp_runtime.text import Text
 # constants rounded to fp16 too, the vision tower's rotations among them.
 TOLERANCE = {"fp32": 5e-5, "fp16": 2e-3}
 PIXEL_TOLERANCE = 1e-5
-ANSWER = 4  # rows behind the prompt that are computed in a second run, on the cache of the first
 
 
 class VerificationError(EdgecompError):
@@ -96,7 +93,7 @@ def verify_layers(bundle: Bundle, pictures: Sequence[Any], question: str, *, mod
     theirs = [prompts.pixels(picture) for picture in pictures]
     if known := [(mine, other[0].numpy()) for mine, other in zip(pixels, theirs) if other is not None]:
         note("pixels", None, "pixels", max(float(np.abs(a - b).max()) for a, b in known), PIXEL_TOLERANCE)
-    hugging = _Captured(prompts, manifest.precision)
+    hugging = Captured(prompts, manifest.precision)
     features, stacked = hugging.vision(torch.from_numpy(pixels))
     _vision(bundle, pixels, hugging, features, stacked, note)
     _plans(bundle, hugging, features, stacked, note)
@@ -149,71 +146,10 @@ def relative(mine: NDArray[Any], theirs: NDArray[Any], before: NDArray[Any] | No
     return float(np.abs(mine.astype(np.float32) - theirs).max()) / max(moved, largest / 100, 1e-30)
 
 
-class _Captured:
-    """Hugging Face's model, run with the weights of one layer at a time, and what went into each layer."""
-
-    def __init__(self, prompts: Prompts, precision: str):
-        self.family, self.image_id = prompts.family, prompts.image_id
-        self.model = checkpoint.load(prompts.folder)
-        self.weights = Weights(self.model, "fp32", through=precision)
-        try:
-            self.model.set_attn_implementation("sdpa")
-        except ValueError:  # some text models have no sdpa
-            self.model.set_attn_implementation("eager")
-        decoder, self.head = self.family.language(self.model)
-        self.stacks = {"vision": list(self.family.encoder_layers(self.model)), "decoder": list(decoder.layers)}  # type: ignore[arg-type]
-        self.hidden: dict[str, list[NDArray[np.float32]]] = {"vision": [], "decoder": []}
-        streamed = [*self.stacks["vision"], *self.stacks["decoder"], self.model.get_input_embeddings(), self.head]
-        self.weights.fill_except(streamed)
-        for module in streamed:
-            module.register_forward_pre_hook(lambda module, _: self.weights.fill(module))
-            module.register_forward_hook(lambda module, *_: self.weights.empty(module))
-
-    @contextmanager
-    def _watched(self, graph: str) -> Iterator[None]:
-        def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            self.hidden[graph].append(hidden.detach().clone().numpy())
-        handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in self.stacks[graph]]
-        with torch.no_grad():
-            yield
-        for handle in handles:
-            handle.remove()
-
-    def vision(self, pixels: torch.Tensor) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
-        """Visual tokens [images, N, D] and deepstack features; the layers' inputs are in `hidden['vision']`, in the graph's layout."""
-        with self._watched("vision"):
-            tokens, stacked = self.family.hf_features(self.model, pixels)
-        self.hidden["vision"] = [self.family.hf_hidden(hidden, len(pixels)) for hidden in self.hidden["vision"]]
-        return tokens.numpy(), [layer.numpy() for layer in stacked]
-
-    def positions(self, ids: list[int], pictures: int) -> NDArray[np.int64]:
-        return self.family.hf_positions(self.model, torch.tensor([ids]), pictures)
-
-    def embeddings(self, ids: list[int], features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[rows, D]: HF's of the ids, with the visual tokens in their places."""
-        places, table = np.array(ids) == self.image_id, self.model.get_input_embeddings()
-        places[len(ids) - ANSWER:] = False
-        with torch.no_grad():
-            found: NDArray[np.float32] = table(torch.tensor(np.where(places, 0, ids))).numpy()
-        found[places] = features.reshape(-1, found.shape[-1])
-        return found
-
-    def decoder(self, rows: Rows) -> NDArray[np.float32]:
-        """Logits [ANSWER + 1, V] of the last rows; the layers' inputs are in `hidden['decoder']`."""
-        embeddings = torch.from_numpy(rows.embeddings.astype(np.float32))[None]
-        where, segments = torch.from_numpy(rows.positions), torch.from_numpy(rows.segments)[None]
-        stacked = [torch.from_numpy(layer.astype(np.float32))[None] for layer in ([] if rows.deepstack is None else rows.deepstack)]
-        with self._watched("decoder"):
-            hidden = self.family.hf_decode(self.model, embeddings, where if len(where) == 1 else where[:, None], segments, stacked)
-            found: NDArray[np.float32] = self.head(hidden[0, -ANSWER - 1:]).numpy()
-        return found
-
-
 Note = Callable[..., None]
 
 
-def _vision(bundle: Bundle, pixels: NDArray[np.float32], hugging: _Captured, features: NDArray[np.float32],
+def _vision(bundle: Bundle, pixels: NDArray[np.float32], hugging: Captured, features: NDArray[np.float32],
             stacked: list[NDArray[np.float32]], note: Note) -> None:
     model = load(bundle.file(bundle.manifest.plans["full"].variants["neutral"]["vision"]))
     starts = hidden_marks(model)
@@ -230,7 +166,7 @@ def _vision(bundle: Bundle, pixels: NDArray[np.float32], hugging: _Captured, fea
              "the first hidden state" if layer < 0 else name, relative(found, expected, before))
 
 
-def _plans(bundle: Bundle, hugging: _Captured, features: NDArray[np.float32], stacked: list[NDArray[np.float32]], note: Note) -> None:
+def _plans(bundle: Bundle, hugging: Captured, features: NDArray[np.float32], stacked: list[NDArray[np.float32]], note: Note) -> None:
     manifest = bundle.manifest
     for name, plan in manifest.plans.items():
         if not plan.steps or plan.visual_tokens == manifest.vision.tokens:
@@ -248,7 +184,7 @@ def _plans(bundle: Bundle, hugging: _Captured, features: NDArray[np.float32], st
             note("vision", None, f"{key} of plan {name}", relative(found[key], expected))
 
 
-def _decoder(bundle: Bundle, rows: Rows, prompt: int, hugging: _Captured, logits: NDArray[np.float32], note: Note) -> None:
+def _decoder(bundle: Bundle, rows: Rows, prompt: int, hugging: Captured, logits: NDArray[np.float32], note: Note) -> None:
     model = load(bundle.file(bundle.manifest.plans["full"].variants["neutral"]["prefill"]))
     starts, count = hidden_marks(model), len(rows.sources)
     states = hugging.hidden["decoder"]
