@@ -12,9 +12,21 @@ from numpy.typing import NDArray
 from edgecomp_export import checkpoint
 from edgecomp_export.reference import Prompts
 from edgecomp_export.weights import Weights
+from edgecomp_runtime.errors import EdgecompError
 from edgecomp_runtime.rows import Rows
 
 ANSWER = 4  # rows behind the prompt that are computed in a second run, on the cache of the first
+
+
+@contextmanager
+def _running(part: str) -> Iterator[None]:
+    """Says in one line where Hugging Face's own code fails on this checkpoint's prompts or pictures."""
+    try:
+        yield
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "no reason given")[:200]
+        raise EdgecompError(f"transformers' {part} fails on this checkpoint ({type(error).__name__}: {reason}), so that there is nothing to "
+                            "compare with; `compile --no-verify` goes without") from error
 
 
 class Captured:
@@ -43,7 +55,7 @@ class Captured:
             hidden = args[0] if args else kwargs["hidden_states"]
             self.hidden[graph].append(hidden.detach().clone().numpy())
         handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in self.stacks[graph]]
-        with torch.no_grad():
+        with torch.no_grad(), _running(f"{graph} model"):
             yield
         for handle in handles:
             handle.remove()
@@ -56,7 +68,9 @@ class Captured:
         return tokens.numpy(), [layer.numpy() for layer in stacked]
 
     def positions(self, ids: list[int], pictures: int) -> NDArray[np.int64]:
-        return self.family.hf_positions(self.model, torch.tensor([ids]), pictures)
+        """HF's own, [axes, rows]."""
+        with _running("position rule"):
+            return self.family.hf_positions(self.model, torch.tensor([ids]), pictures)
 
     def embeddings(self, ids: list[int], features: NDArray[np.float32]) -> NDArray[np.float32]:
         """[rows, D]: HF's of the ids, with the visual tokens in their places."""

@@ -146,10 +146,11 @@ def test_budgets_between_the_tiles_tokens_and_all_are_refused(made: Made, tmp_pa
             compress(made.bundle, tmp_path / "bundle", [Recipe(methods.make("stride"), str(keep))])
 
 
-def test_fp16_stays_near_fp32(checkpoint: Path, tmp_path: Path, scenes: Path) -> None:
+@pytest.mark.parametrize("case", ["next-2x2-unpadded", "ov-scaled"])
+def test_fp16_stays_near_fp32(case: str, checkpoint: Path, tmp_path: Path, scenes: Path) -> None:
     # smaller weights than elsewhere: logits of size about 3, whose fp16 steps are of 2e-3
     made = object.__new__(Made)
-    made.variant, choices, _ = CASES["ov-scaled"]  # scaling is what this family has beside the others' arithmetic
+    made.variant, choices, _ = CASES[case]
     made.config, made.geometry, made.checkpoint = tiny.config(made.variant), Geometry(**choices), tmp_path / "checkpoint"
     tiny.make(made.variant, made.checkpoint, checkpoint, torch.float16, 0.12)
     compile_model(str(made.checkpoint), tmp_path / "bundle", [], precision="fp16", **choices)

@@ -115,6 +115,15 @@ def test_a_plan_that_mixes_up_its_rows_is_refused(source: Path, tmp_path: Path, 
         compile_model(str(source), tmp_path / "bundle", [Recipe(methods.make("stride"), "4")], verify=True)
 
 
+def test_a_chat_template_without_a_place_for_pictures_is_refused(source: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(source, tmp_path / "changed")
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text().replace("<image>", "<picture>"))
+    with pytest.raises(VerificationError, match="has <image> 0 times for 2 pictures: the checkpoint's template is not its model's"):
+        compile_model(str(folder), tmp_path / "bundle", [], verify=True)
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_compile_verifies_from_the_command_line(source: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["compile", str(source), "-o", str(tmp_path / "bundle"), "--method", "dart", "--keep", "7"])
     assert done.exit_code == 0, done.output

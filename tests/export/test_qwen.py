@@ -141,7 +141,7 @@ def test_compressed_plans_say_what_hugging_face_says_of_the_same_tokens(variant:
         assert found.same and found.logits < 1e-4, plan
 
 
-@pytest.mark.parametrize("variant", ["qwen2.5-ragged", "qwen3-tied-one-kv-head"])
+@pytest.mark.parametrize("variant", ["qwen2-sliding-tied", "qwen2.5-ragged", "qwen3-tied-one-kv-head"])
 def test_fp16_stays_near_fp32(variant: str, tmp_path: Path) -> None:
     # at the other tests' scale, logits are larger than 5 and rounding in the tower is multiplied from layer to layer
     folder = tiny_qwen.make(variant, tmp_path / "checkpoint", ROOT / "examples/scenes-llava", torch.float16, scale=0.12)
