@@ -283,6 +283,20 @@ def test_says_what_is_right(html: str) -> None:
     assert dict(captions)["cls-64"] == "✓" and dict(captions)["dart-64"] == "✗"
 
 
+def test_judges_no_answer_where_the_right_one_is_unknown(result: dict[str, Any]) -> None:
+    asked = copy.deepcopy(result)
+    asked["example"]["answer"] = ""
+    page = render(asked)
+    assert "✗ wrong" not in page and "✓ right" not in page and "The answer is" not in page
+
+
+def test_counts_tokens_beside_the_grid(html: str, result: dict[str, Any]) -> None:
+    assert f"{TOKENS} visual tokens: a grid of 24 \u00d7 24<" in html
+    tiled = copy.deepcopy(result)
+    tiled["bundle"]["tokens"] = TOKENS + 64
+    assert f"{TOKENS + 64} visual tokens: a grid of 24 \u00d7 24, and 64 beside it (overview and separators)" in render(tiled)
+
+
 def test_verdict(html: str, result: dict[str, Any]) -> None:
     def sentence(plans: list[dict[str, Any]]) -> str:
         found = re.search(r'<p class="verdict">(.*?)</p>', render({**result, "plans": plans}), re.S)
