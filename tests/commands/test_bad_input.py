@@ -301,8 +301,8 @@ def test_a_config_that_transformers_refuses(model: Path, tmp_path: Path, refused
 @pytest.mark.parametrize("choice", [["--image-size", "224x224"], ["--tiles", 2], ["--no-tiles"]])
 def test_a_choice_without_effect(choice: list[object], model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     said = refused("compile", model, "-o", tmp_path / "out", *choice)
-    name = "--image-size" if choice[0] == "--image-size" else "--tiles"
-    assert said == f"{name} has no effect on a llava model, whose pictures have one size: leave it out"
+    name, reason = ("--image-size", "have one size") if choice[0] == "--image-size" else ("--tiles", "are not cut up")
+    assert said == f"{name} has no effect on a llava model, whose pictures {reason}: leave it out"
 
 
 def test_more_pictures_than_the_window_holds(model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:

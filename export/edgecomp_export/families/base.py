@@ -110,10 +110,11 @@ class Family(ABC):
 
     def refuse_choices(self, *names: str) -> None:
         """Raises EdgecompError for a choice that has no effect on this family: 'image_size', 'tiles'."""
+        reasons = {"image_size": "have one size", "tiles": "are not cut up"}
         for name in names:
             if getattr(self.geometry, name) is not None:
                 raise EdgecompError(f"--{name.replace('_', '-')} has no effect on a {self.config.model_type} model, "
-                                    "whose pictures have one size: leave it out")
+                                    f"whose pictures {reasons[name]}: leave it out")
 
     # modules to trace
 
