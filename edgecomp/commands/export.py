@@ -21,6 +21,6 @@ def command(model: str, out: Path, precision: str, context: int | None,
     from edgecomp.compile import EXPORTER
     from edgecomp.writer import goal
     with goal(out):  # checked before the model is loaded
-        importlib.import_module(EXPORTER).export(model, out, precision=precision, context=context, image_size=image_size,
-                          tiles=tiles, max_images=max_images, say=say)
+        importlib.import_module(EXPORTER).export(model, out, precision=precision, context=context, image_size=image_size, tiles=tiles,
+                                                 max_images=max_images, say=say)
     say(f"{out} is written; `edgecomp compress {out} -o BUNDLE --method NAME --keep K` makes it runnable")

@@ -35,9 +35,10 @@ def dims(value: ir.Value) -> tuple[int | ir.SymbolicDim, ...]:
 
 
 def marks(model: ir.Model, signal: str) -> dict[int, ir.Node]:
-    """The Mark nodes of a signal by layer (-1 where it has none)."""
+    """The Mark nodes of a signal by layer (-1 where it has none), in the order of the layers."""
     found = [n for n in nodes(model, "Mark", DOMAIN) if n.attributes["signal"].as_string() == signal]
-    return {n.attributes["layer"].as_int(): n for n in found}
+    by_layer = {n.attributes["layer"].as_int(): n for n in found}
+    return {layer: by_layer[layer] for layer in sorted(by_layer)}
 
 
 def insert(model: ir.Model, before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any] | None = None,

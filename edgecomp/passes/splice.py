@@ -30,7 +30,7 @@ def at_projector(model: ir.Model, vision: VisionInfo, method: Method, parts: Seq
         expose: add what the rule saw and did as outputs: features, each signal, and the order of choice. One tile without separators only.
     """
     features = marks(model, "visual_tokens")[-1].outputs[0]
-    stacked = {layer: mark.outputs[0] for layer, mark in sorted(marks(model, "deepstack").items())}
+    stacked = {layer: mark.outputs[0] for layer, mark in marks(model, "deepstack").items()}
     signals = [SIGNALS[name](model, vision) for name in method.taxonomy.signals]
     images, _, width = dims(features)
     work = _Splice(model, vision, method)

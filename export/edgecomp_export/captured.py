@@ -34,12 +34,8 @@ class Captured:
 
     def __init__(self, prompts: Prompts, precision: str):
         self.family, self.image_id = prompts.family, prompts.image_id
-        self.model = checkpoint.load(prompts.folder)
+        self.model = checkpoint.as_oracle(checkpoint.load(prompts.folder))
         self.weights = Weights(self.model, "fp32", through=precision)
-        try:
-            self.model.set_attn_implementation("sdpa")
-        except ValueError:  # some text models have no sdpa
-            self.model.set_attn_implementation("eager")
         decoder, self.head = self.family.language(self.model)
         self.stacks = {"vision": list(self.family.encoder_layers(self.model)), "decoder": list(decoder.layers)}  # type: ignore[arg-type]
         self.hidden: dict[str, list[NDArray[np.float32]]] = {"vision": [], "decoder": []}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from edgecomp_export.families import FAMILIES, family_of
+from edgecomp_export.families.base import Family, Geometry
 from edgecomp_runtime.bundle import sha256_of
 from edgecomp_runtime.errors import EdgecompError
 from edgecomp_runtime.manifest import ImageInfo, TextInfo
@@ -93,6 +94,12 @@ def config(folder: Path) -> Any:
                               "download the checkpoint again") from None
 
 
+def family_at(folder: Path, geometry: Geometry) -> Family:
+    """The family of a checkpoint with its facts, before any weight is read. Raises what `config` and `processor_settings` do."""
+    found = config(folder)
+    return family_of(found.model_type)(found, processor_settings(folder), geometry)
+
+
 def load(folder: Path, dtype: torch.dtype | None = None) -> Any:
     """The model in evaluation mode, in the type that it is stored in (so that its files are mapped, not read) or another.
 
@@ -123,6 +130,15 @@ def load(folder: Path, dtype: torch.dtype | None = None) -> Any:
         raise CheckpointError(f"{folder} has {len(unexpected)} weights that a {model.config.model_type} model does not, {unexpected[0]} among them: "
                               "its config.json is of another model")
     return model.eval()
+
+
+def as_oracle(model: Any, attention: str = "sdpa") -> Any:
+    """The model with one of HF's own attention implementations, 'eager' where it has no other."""
+    try:
+        model.set_attn_implementation(attention)
+    except ValueError:
+        model.set_attn_implementation("eager")
+    return model
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:

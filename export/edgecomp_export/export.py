@@ -13,7 +13,6 @@ from edgecomp.ir.graphs import WeightFile, describe, save
 from edgecomp.ir.rewrite import DOMAIN, marks, nodes
 from edgecomp.writer import writing
 from edgecomp_export import checkpoint
-from edgecomp_export.families import family_of
 from edgecomp_export.families.base import Family, Geometry
 from edgecomp_export.nodes import ATTENTION, NewRows, decoding, mark_layers
 from edgecomp_export.trace import trace
@@ -44,8 +43,7 @@ def export(model: str, out: Path, *, precision: str = "fp32", context: int | Non
         CheckpointError, UnknownNameError, EdgecompError: see `checkpoint.find`, `family_of`, `trace`.
     """
     folder = checkpoint.find(model)
-    config = checkpoint.config(folder)
-    family = family_of(config.model_type)(config, checkpoint.processor_settings(folder), Geometry(image_size, tiles, max_images))
+    family = checkpoint.family_at(folder, Geometry(image_size, tiles, max_images))
     image, decoder = family.image_info(), family.decoder_info(context)
     vision = family.vision_info(decoder)
     tokenizer = family.prepare_tokenizer(checkpoint.load_tokenizer(folder))
@@ -71,7 +69,7 @@ def export(model: str, out: Path, *, precision: str = "fp32", context: int | Non
         text = checkpoint.text_info(folder, tokenizer, family, copy_text(folder, tokenizer, family, partial))
         full = PlanInfo((), "keep", vision.tokens, tuple(tile.tokens for tile in vision.tiles), (decoder.context,) * decoder.layers,
                         {"neutral": {"vision": "graphs/vision.onnx", "prefill": "graphs/decoder.onnx", "decode": "graphs/decoder.onnx"}})
-        source = SourceInfo(model, config.model_type, checkpoint.fingerprint(folder), image_size, tiles)
+        source = SourceInfo(model, family.config.model_type, checkpoint.fingerprint(folder), image_size, tiles)
         finish(Manifest(SCHEMA, f"edgecomp {__version__}", source, precision, image, vision, text,
                         TableInfo(WEIGHTS, table.offset or 0, (embeddings.shape[0], embeddings.shape[1]), embeddings.dtype.name,
                                   family.embedding_scale(loaded)),

@@ -20,15 +20,14 @@ from numpy.typing import NDArray
 from edgecomp.ir.graphs import load
 from edgecomp.ir.rewrite import marks
 from edgecomp_export.captured import ANSWER, Captured
-from edgecomp_export.families.base import Geometry
-from edgecomp_export.pieces import Piece, cut, hidden_marks
+from edgecomp_export.pieces import Piece, cut
 from edgecomp_export.reference import Prompts
-from edgecomp_export.verify import reduced
+from edgecomp_export.verify import geometry_of, reduced
 from edgecomp_runtime import images
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import EdgecompError
 from edgecomp_runtime.manifest import Manifest
-from edgecomp_runtime.rows import Layout, Rows, VisualTokens, lay_out
+from edgecomp_runtime.rows import Layout, Rows, VisualTokens, embedded, lay_out
 from edgecomp_runtime.text import Text
 
 # Differences are relative to how far a layer moves its input. Measured: under 3e-6 in fp32; under 5e-4 in fp16, whose graph has its
@@ -80,8 +79,7 @@ def verify_layers(bundle: Bundle, pictures: Sequence[Any], question: str, *, mod
         checks.append(Check(graph, layer, tensor, difference, tolerance))
         tick(checks[-1])
     manifest = bundle.manifest
-    source = manifest.source
-    prompts = Prompts(model or source.model, Geometry(source.image_size, source.tiles))
+    prompts = Prompts(model or manifest.source.model, geometry_of(manifest))
     layout = Layout.of(manifest.vision, manifest.decoder, manifest.plans["full"])
     asked = list(pictures[:manifest.vision.max_images])
     ids = _ids(bundle, question, len(asked))
@@ -152,7 +150,7 @@ Note = Callable[..., None]
 def _vision(bundle: Bundle, pixels: NDArray[np.float32], hugging: Captured, features: NDArray[np.float32],
             stacked: list[NDArray[np.float32]], note: Note) -> None:
     model = load(bundle.file(bundle.manifest.plans["full"].variants["neutral"]["vision"]))
-    starts = hidden_marks(model)
+    starts = marks(model, "hidden")
     stops = {mark.outputs[0]: f"hidden.{layer}" for layer, mark in starts.items()}
     feeds = {"pixels": pixels, **{f"hidden.{layer}": hugging.hidden["vision"][layer] for layer in starts}}
     results = {"visual_tokens": features, **{f"deepstack.{n}": layer for n, layer in enumerate(stacked)}}
@@ -172,7 +170,7 @@ def _plans(bundle: Bundle, hugging: Captured, features: NDArray[np.float32], sta
         if not plan.steps or plan.visual_tokens == manifest.vision.tokens:
             continue
         model = load(bundle.file(plan.variants["neutral"]["vision"]))
-        stops = {mark.outputs[0]: f"hidden.{layer}" for layer, mark in hidden_marks(model).items()}
+        stops = {mark.outputs[0]: f"hidden.{layer}" for layer, mark in marks(model, "hidden").items()}
         stops |= {mark.outputs[0]: "features" for mark in marks(model, "visual_tokens").values()}
         stops |= {mark.outputs[0]: f"features.{layer}" for layer, mark in marks(model, "deepstack").items()}
         feeds = {f"hidden.{n}": layer for n, layer in enumerate(hugging.hidden["vision"])}
@@ -186,7 +184,7 @@ def _plans(bundle: Bundle, hugging: Captured, features: NDArray[np.float32], sta
 
 def _decoder(bundle: Bundle, rows: Rows, prompt: int, hugging: Captured, logits: NDArray[np.float32], note: Note) -> None:
     model = load(bundle.file(bundle.manifest.plans["full"].variants["neutral"]["prefill"]))
-    starts, count = hidden_marks(model), len(rows.sources)
+    starts, count = marks(model, "hidden"), len(rows.sources)
     states = hugging.hidden["decoder"]
     outputs = {str(value.name): value for value in model.graph.outputs}
     for layer, mark in starts.items():
@@ -196,23 +194,16 @@ def _decoder(bundle: Bundle, rows: Rows, prompt: int, hugging: Captured, logits:
         ends = [outputs["logits"] if last else _input(starts[layer + 1]), *(outputs[cache] for cache in caches)]
         # GroupQueryAttention's lowering takes the number of rows from an input of this name
         piece = Piece(cut(model, ends, [name, *caches], {mark.outputs[0]: "embeddings"}), capacity=count)
-        found = [piece.run(_decoder_feeds(rows, states[layer], start, end))[name][0] for start, end in ((0, prompt), (prompt, count))]
+        found = []
+        for start, end in ((0, prompt), (prompt, count)):  # the second run reads the first one's cache
+            wanted = np.arange(prompt - 1, prompt) if start == 0 else np.arange(end - start)
+            feeds = rows.feeds(start, end, start, wanted, 0 if rows.deepstack is None else len(rows.deepstack))
+            found.append(piece.run({**feeds, "embeddings": states[layer][:, start:end]})[name][0])
         mine = np.concatenate(found)
         if last:
             note("decoder", layer, "logits", relative(mine, logits))
         else:
             note("decoder", layer, "the hidden state behind it", relative(mine[None], states[layer + 1], states[layer]))
-
-
-def _decoder_feeds(rows: Rows, hidden: NDArray[np.float32], start: int, end: int) -> dict[str, NDArray[Any]]:
-    """What a decoder layer takes for rows start to end, the cache holding those before; logits of the last ones."""
-    positions = rows.positions[:, None, start:end]
-    wanted = np.arange(end - start)[-1:] if start == 0 else np.arange(end - start)
-    feeds = {"embeddings": hidden[:, start:end], "positions": positions if len(positions) > 1 else positions[0], "length": np.array([start]),
-             "logit_rows": wanted, "segments": rows.segments[None, start:end]}
-    if rows.deepstack is not None:
-        feeds |= {f"deepstack.{n}": layer[None, start:end].astype(np.float32) for n, layer in enumerate(rows.deepstack)}
-    return feeds
 
 
 def _input(mark: ir.Node) -> ir.Value:
@@ -227,15 +218,16 @@ def _ids(bundle: Bundle, question: str, pictures: int) -> list[int]:
     text = Text(info, bundle.file(info.tokenizer), bundle.read_text(info.chat_template) if info.chat_template else None)
     content = [*[{"type": "image"}] * pictures, {"type": "text", "text": question}]
     rendered = text.render([{"role": "user", "content": content}])
-    if (found := rendered.count(info.placeholder)) != pictures:
+    found, ids = text.encode_prompt(rendered, vision.texts)
+    if found != pictures:
         raise VerificationError(f"the chat template's output {rendered!r:.100} has {info.placeholder} {found} times for {pictures} pictures: "
                                 "the checkpoint's template is not its model's")
-    return text.encode(rendered.replace(info.placeholder, info.image_token.join(vision.texts)))
+    return ids
 
 
 def _embed(bundle: Bundle, ids: Sequence[int]) -> NDArray[Any]:
-    table = bundle.manifest.embeddings
-    return bundle.embeddings()[list(ids)].astype(np.float32) * np.asarray(table.scale, table.dtype).astype(np.float32)
+    """The runtime's embeddings, widened."""
+    return embedded(bundle.embeddings(), bundle.manifest.embeddings.scale, ids).astype(np.float32)
 
 
 def _rows(bundle: Bundle, ids: list[int], layout: Layout, features: NDArray[np.float32], stacked: list[NDArray[np.float32]]) -> Rows:

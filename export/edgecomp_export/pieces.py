@@ -12,15 +12,9 @@ from numpy.typing import NDArray
 
 from edgecomp.dialects import lowering
 from edgecomp.ir.graphs import describe, read
-from edgecomp.ir.rewrite import marks
 from edgecomp_runtime.backends import aligned_zeros, backend, is_state
 
 CAST_TO = "to"  # the attribute of Cast that names a type
-
-
-def hidden_marks(model: ir.Model) -> dict[int, ir.Node]:
-    """The marks at the start of each layer, by layer."""
-    return dict(sorted(marks(model, "hidden").items()))
 
 
 def cut(model: ir.Model, outputs: Sequence[ir.Value], names: Sequence[str], stops: Mapping[ir.Value, str]) -> ir.Model:

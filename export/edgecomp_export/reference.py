@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from edgecomp_export import checkpoint
-from edgecomp_export.families import family_of
 from edgecomp_export.families.base import DEFAULTS, Geometry
 
 
@@ -22,14 +21,13 @@ class Prompts:
     """
 
     def __init__(self, model: str, geometry: Geometry = DEFAULTS):
-        from transformers import AutoImageProcessor, AutoTokenizer
+        from transformers import AutoImageProcessor
         self.folder: Path = checkpoint.find(model)
-        config = checkpoint.config(self.folder)
-        self.family = family_of(config.model_type)(config, checkpoint.processor_settings(self.folder), geometry)
-        self.tokenizer: Any = self.family.prepare_tokenizer(AutoTokenizer.from_pretrained(self.folder, local_files_only=True))
+        self.family = checkpoint.family_at(self.folder, geometry)
+        self.tokenizer: Any = self.family.prepare_tokenizer(checkpoint.load_tokenizer(self.folder))
         self.image_processor: Any = AutoImageProcessor.from_pretrained(self.folder, local_files_only=True)  # type: ignore[no-untyped-call]
         self.template = checkpoint.chat_template(self.folder) or self.family.template()
-        self.image_id = checkpoint.image_id(config)
+        self.image_id = checkpoint.image_id(self.family.config)
 
     def ids(self, question: str, images: int, runs: Sequence[int]) -> list[int]:
         """The prompt's ids as HF's processor makes them, `runs` image ids for each run of an image's visual tokens."""
@@ -57,11 +55,7 @@ class Reference(Prompts):
 
     def __init__(self, model: str, attention: str = "sdpa", geometry: Geometry = DEFAULTS):
         super().__init__(model, geometry)
-        self.model: Any = checkpoint.load(self.folder, torch.float32)
-        try:
-            self.model.set_attn_implementation(attention)
-        except ValueError:  # some text models have no sdpa
-            self.model.set_attn_implementation("eager")
+        self.model: Any = checkpoint.as_oracle(checkpoint.load(self.folder, torch.float32), attention)
 
     @torch.no_grad()
     def features(self, pixels: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:

@@ -40,8 +40,12 @@ class Comparison:
 
 def reference_of(manifest: Manifest, model: str | None = None) -> Reference:
     """The model that a bundle was made from, with pictures of the bundle's geometry."""
-    source = manifest.source
-    return Reference(model or source.model, geometry=Geometry(source.image_size, source.tiles))
+    return Reference(model or manifest.source.model, geometry=geometry_of(manifest))
+
+
+def geometry_of(manifest: Manifest) -> Geometry:
+    """What was chosen of a bundle's pictures."""
+    return Geometry(manifest.source.image_size, manifest.source.tiles)
 
 
 def compare(session: Session, reference: Reference, image: Any, question: str, pixels: torch.Tensor,

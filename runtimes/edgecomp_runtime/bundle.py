@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -177,11 +178,9 @@ def _read_stamp(stamp: Path) -> object:
 
 
 def _write_stamp(stamp: Path, facts: list[object]) -> None:
-    try:
+    with suppress(OSError):  # a device without a writable cache hashes at every open, and that is all it loses
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.write_text(json.dumps(facts))
-    except OSError:
-        pass  # a device without a writable cache hashes at every open, and that is all it loses
 
 
 def _reason(error: Exception) -> str:

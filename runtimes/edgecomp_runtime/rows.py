@@ -47,6 +47,28 @@ class Rows:
         return Rows([*self.sources, *ids], np.concatenate([self.embeddings, new.embeddings]), np.concatenate([self.positions, new.positions], 1),
                     np.concatenate([self.segments, new.segments]), deepstack, new.next_position)
 
+    def feeds(self, start: int, end: int, length: int, logit_rows: NDArray[np.int64], stacked: int) -> dict[str, NDArray[Any]]:
+        """What a decoder graph takes for rows start to end behind `length` rows of its cache, by role and layer.
+
+        Args:
+            start, end: of these rows.
+            length: rows in the cache.
+            logit_rows: those of the fed rows whose logits are asked for.
+            stacked: decoder layers that take deepstack features.
+        """
+        embeddings, positions = self.embeddings[None, start:end], self.positions[:, None, start:end]
+        found = {"embeddings": embeddings, "positions": positions if len(positions) > 1 else positions[0], "length": np.array([length], np.int64),
+                 "logit_rows": logit_rows, "segments": self.segments[None, start:end]}
+        for layer in range(stacked):
+            found[f"deepstack.{layer}"] = np.zeros_like(embeddings) if self.deepstack is None else self.deepstack[layer, None, start:end]
+        return found
+
+
+def embedded(table: NDArray[Any], scale: float, ids: Sequence[int]) -> NDArray[Any]:
+    """The embeddings [n, D] of token ids, multiplied in the table's own precision, as Gemma's embedding module does."""
+    found = np.asarray(table[list(ids)])
+    return found if scale == 1 else found * np.asarray(scale, found.dtype)
+
 
 def following(ids: Sequence[int], embeddings: NDArray[Any], position: int, axes: int) -> Rows:
     """Rows of text at a position and after."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Union
 
@@ -15,7 +16,7 @@ from edgecomp_runtime.backends import aligned_zeros, is_state
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import InputError
 from edgecomp_runtime.generation import Generation, Statistics, StopTexts
-from edgecomp_runtime.rows import Layout, Rows, VisualTokens, following, lay_out
+from edgecomp_runtime.rows import Layout, Rows, VisualTokens, embedded, following, lay_out
 from edgecomp_runtime.sampling import Sampling, sampler
 from edgecomp_runtime.text import Text
 
@@ -54,7 +55,7 @@ class Session:
         graphs = {part: self._manifest.graphs[file] for part, file in parts.items()}
         template = bundle.manifest.text.chat_template
         self.text = Text(bundle.manifest.text, bundle.file(bundle.manifest.text.tokenizer), bundle.read_text(template) if template else None)
-        self._table, self._scale = bundle.embeddings(), np.asarray(self._manifest.embeddings.scale, self._manifest.embeddings.dtype)
+        self._embed = partial(embedded, bundle.embeddings(), self._manifest.embeddings.scale)
         self._layout = Layout.of(self._manifest.vision, self._manifest.decoder, self.plan)
         rows = min(self.plan.cache_rows)
         self._state = {t.name: aligned_zeros((1, *(rows if s == "capacity" else int(s) for s in t.shape[1:])), t.dtype)
@@ -63,7 +64,6 @@ class Session:
         self._vision = self._backend.load(bundle.file(parts["vision"]), graphs["vision"], {})
         self._pixel_type = next(t.dtype for t in graphs["vision"].inputs if t.role == "pixels")
         self._stacked = [t.key for t in graphs["prefill"].inputs if t.role == "deepstack"]
-        self._segmented = any(t.role == "segments" for t in graphs["prefill"].inputs)
         self._capacity = rows
         # a decoder that takes any rows at any length can take a prompt in parts; one with a cut inside takes it whole
         self._chunk = PREFILL_ROWS if parts["prefill"] == parts["decode"] else rows
@@ -135,8 +135,7 @@ class Session:
         from edgecomp_runtime import images as pictures
         info, vision = self._manifest.text, self._manifest.vision
         text = self._prompt_text(prompt, len(images), raw)
-        places = text.count(info.placeholder)
-        ids = self.text.encode(text.replace(info.placeholder, info.image_token.join(vision.texts)))
+        places, ids = self.text.encode_prompt(text, vision.texts)
         if places != len(images):
             raise InputError(f"the prompt has {places} places for images and {len(images)} images were given: give one for each {info.placeholder}")
         if ids.count(info.image_id) != places * vision.runs:
@@ -209,10 +208,6 @@ class Session:
         statistics.vision_ms = (time.perf_counter() - at) * 1e3
         return lay_out(ids, self._manifest.text.image_id, images, self._embed, self._layout)
 
-    def _embed(self, ids: Sequence[int]) -> NDArray[Any]:
-        found = np.asarray(self._table[list(ids)])
-        return found if self._scale == 1 else found * self._scale
-
     def _see(self, pixels: list[NDArray[np.float32]]) -> list[VisualTokens]:
         """Each picture's visual tokens. The vision tower runs only on those that the last call had not."""
         found = {}
@@ -247,13 +242,7 @@ class Session:
             while end < count and rows.segments[end] and rows.segments[end - 1] == rows.segments[end]:
                 end += 1
             wanted = np.arange(max(first, start), max(first, end)) - start
-            positions = rows.positions[:, None, start:end]
-            feeds = {"embeddings": rows.embeddings[None, start:end], "positions": positions if len(positions) > 1 else positions[0],
-                     "length": np.array([length + start], np.int64), "logit_rows": wanted}
-            if self._segmented:
-                feeds["segments"] = rows.segments[None, start:end]
-            for layer, key in enumerate(self._stacked):
-                feeds[key] = (np.zeros_like(feeds["embeddings"]) if rows.deepstack is None else rows.deepstack[layer, None, start:end])
+            feeds = rows.feeds(start, end, length + start, wanted, len(self._stacked))
             found.append(self._decoder.run(feeds)["logits"][0])
             self._cached.extend(rows.sources[start:end])
             start = end

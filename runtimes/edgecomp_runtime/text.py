@@ -80,6 +80,15 @@ class Text:
         except (TypeError, UnicodeError):  # lone surrogates, which Python makes of bytes that are not UTF-8
             raise InputError(f"the prompt {text!r:.60} is not valid Unicode: write it in UTF-8") from None
 
+    def encode_prompt(self, text: str, around: Sequence[str]) -> tuple[int, list[int]]:
+        """How many places for pictures a prompt has, and its ids, one image id for each run of a picture's visual tokens.
+
+        Args:
+            text: with a placeholder a picture.
+            around: the texts around a picture's runs, `VisionInfo.texts`.
+        """
+        return text.count(self.info.placeholder), self.encode(text.replace(self.info.placeholder, self.info.image_token.join(around)))
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)

@@ -166,10 +166,11 @@ class Family(ABC):
     def hf_features(self, model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """HF's own visual tokens [images, N, D] of pixels of our layout, and the deepstack features."""
         found = model.get_image_features(**self.hf_pixels(pixels))
-        tokens = found.pooler_output
-        tokens = torch.cat(list(tokens)) if isinstance(tokens, (list, tuple)) else tokens
-        stacked = [layer.reshape(len(pixels), self.tokens(), -1) for layer in getattr(found, "deepstack_features", None) or []]
-        return tokens.reshape(len(pixels), self.tokens(), -1), stacked
+
+        def batch(values: Any) -> torch.Tensor:  # some families give one tensor, others one each picture
+            every: torch.Tensor = torch.cat(list(values)) if isinstance(values, (list, tuple)) else values
+            return every.reshape(len(pixels), self.tokens(), -1)
+        return batch(found.pooler_output), [batch(layer) for layer in getattr(found, "deepstack_features", None) or []]
 
     def hf_hidden(self, hidden: NDArray[np.float32], images: int) -> NDArray[np.float32]:
         """A hidden state between HF's vision layers in the layout that it has in the graph."""

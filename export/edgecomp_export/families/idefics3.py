@@ -86,12 +86,8 @@ class Idefics3(Family):
 
     def grid_side(self) -> int:
         """Visual tokens on a side of a tile. Raises EdgecompError where the pixel shuffle does not divide the patches."""
-        vision, scale = self.config.vision_config, self.config.scale_factor
-        patches = self.tile_side() // vision.patch_size
-        if patches % scale:
-            raise EdgecompError(f"tiles of {self.tile_side()} pixels have {patches} patches of {vision.patch_size} on a side, which scale_factor "
-                                f"{scale} does not divide: this checkpoint's max_image_size and config do not fit together")
-        return int(patches // scale)
+        scale = self.config.scale_factor
+        return shuffled_side(self.tile_side(), self.config.vision_config.patch_size, scale, f"scale_factor {scale}")
 
     def encoder_layers(self, model: Any) -> torch.nn.ModuleList:
         layers: torch.nn.ModuleList = model.model.vision_model.encoder.layers
@@ -130,6 +126,16 @@ def patch_places(side: int, trained: int) -> torch.Tensor:
     fractions = (torch.arange(side, dtype=torch.float32) * (1.0 / torch.tensor([side]))).clamp(max=1 - 1e-6)
     at = torch.bucketize(fractions, torch.arange(1 / trained, 1.0, 1 / trained), right=True)
     return (at[:, None] * trained + at).reshape(-1)
+
+
+def shuffled_side(pixels: int, patch: int, scale: int, setting: str) -> int:
+    """Visual tokens on a side of a tile, whose patches a pixel shuffle merges `scale` by `scale`, as a setting of the
+    config says. Raises EdgecompError for a remainder."""
+    patches = pixels // patch
+    if patches % scale:
+        raise EdgecompError(f"tiles of {pixels} pixels have {patches} patches of {patch} on a side, which {setting} does not divide: "
+                            "this checkpoint's image size and config do not fit together")
+    return int(patches // scale)
 
 
 def even_tiles(side: int, count: int) -> tuple[TileInfo, ...]:

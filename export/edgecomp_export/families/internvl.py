@@ -9,7 +9,7 @@ import torch
 
 from edgecomp_export.checkpoint import image_info
 from edgecomp_export.families.base import Family
-from edgecomp_export.families.idefics3 import even_tiles, layout
+from edgecomp_export.families.idefics3 import even_tiles, layout, shuffled_side
 from edgecomp_export.nodes import mark, mark_layers, number_attention
 from edgecomp_runtime.errors import EdgecompError
 from edgecomp_runtime.manifest import ImageInfo, TileInfo
@@ -64,11 +64,7 @@ class InternVL(Family):
     def grid_side(self) -> int:
         """Visual tokens on a side of a tile. Raises EdgecompError where the pixel shuffle does not divide the patches."""
         vision, ratio = self.config.vision_config, self.config.downsample_ratio
-        patches, merged = vision.image_size[0] // vision.patch_size[0], round(1 / ratio)
-        if patches % merged:
-            raise EdgecompError(f"tiles of {vision.image_size[0]} pixels have {patches} patches of {vision.patch_size[0]} on a side, which "
-                                f"downsample_ratio {ratio} does not divide: this checkpoint's config does not fit together")
-        return int(patches // merged)
+        return shuffled_side(vision.image_size[0], vision.patch_size[0], round(1 / ratio), f"downsample_ratio {ratio}")
 
     def encoder_layers(self, model: Any) -> torch.nn.ModuleList:
         layers: torch.nn.ModuleList = model.model.vision_tower.encoder.layer

@@ -56,11 +56,6 @@ class Llava(Family):
         mark_tower(model)
         return Vision(model)
 
-    def hf_features(self, model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        found = model.get_image_features(pixels, vision_feature_layer=self.config.vision_feature_layer,
-                                         vision_feature_select_strategy=self.config.vision_feature_select_strategy)
-        return torch.stack(list(found.pooler_output)), []
-
 
 def mark_tower(model: Any) -> None:
     """Marks the layers of a CLIP or SigLIP tower and numbers their attention."""

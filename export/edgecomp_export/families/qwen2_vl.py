@@ -149,11 +149,6 @@ class Qwen2VL(Family):
     def hf_prompt(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"mm_token_type_ids": (ids == self.config.image_token_id).int()}
 
-    def hf_features(self, model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        found = model.get_image_features(**self.hf_pixels(pixels))
-        stacked = getattr(found, "deepstack_features", None) or []
-        return torch.stack(list(found.pooler_output)), [torch.stack(list(layer)) for layer in stacked]
-
     def hf_positions(self, model: Any, ids: torch.Tensor, images: int) -> NDArray[np.int64]:
         grids = self.hf_grids(images) if images else None
         found: NDArray[np.int64] = model.model.get_rope_index(ids, image_grid_thw=grids, **self.hf_prompt(ids))[0][:, 0].numpy()
