@@ -24,7 +24,7 @@ def demo_bundle() -> Path:
     from edgecomp.compress import Recipe
     out = WORK / "scenes"
     if not out.exists():
-        compile_model(str(CHECKPOINT), out, [Recipe(methods.make(m), str(k)) for m in METHODS for k in (*BUDGETS, 576)], say=print)
+        compile_model(str(CHECKPOINT), out, [Recipe.of(methods.make(m), str(k)) for m in METHODS for k in (*BUDGETS, 576)], say=print)
     return out
 
 

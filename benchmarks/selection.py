@@ -26,10 +26,10 @@ from edgecomp_runtime import images as pictures
 NEAR = 1e-5
 
 
-def exposed(bundle: Bundle, method: Selection, place: Place) -> ort.InferenceSession:
+def exposed(bundle: Bundle, step: Reduction) -> ort.InferenceSession:
     """The plan's vision graph with its rule's inputs and order of choice as further outputs."""
     model = load(bundle.file(bundle.manifest.plans["full"].variants["neutral"]["vision"]))
-    at_projector(model, bundle.manifest.vision, method, place, expose=True)
+    at_projector(model, bundle.manifest.vision, step, expose=True)
     lower(model)
     path = bundle.path / "graphs" / "exposed.onnx"  # beside the weights that it refers to
     ir.save(model, path)
@@ -56,7 +56,7 @@ if __name__ == "__main__":
             for file in files:
                 pixels = pictures.preprocess(pictures.load(file), bundle.manifest.image)[None]
                 out = dict(zip((o.name for o in graph.get_outputs()), graph.run(None, {"pixels": pixels})))
-                signals = [out[s][0].astype(np.float64) for s in method.taxonomy.signals]
+                signals = [out[s][0].astype(np.float64) for s in method.signals("projector")]
                 features = out["features"][0].astype(np.float64)
                 checks = follow(method.rule(place, features, *signals), out["order"][0])
                 same += np.array_equal(np.sort(select(method.rule(place, features, *signals))), out["kept"][0])

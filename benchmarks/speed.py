@@ -53,7 +53,7 @@ def big_bundle() -> Path:
     from edgecomp.compress import Recipe
     out = WORK / "smol"
     if not out.exists():
-        compile_model(str(big_checkpoint()), out, [Recipe(methods.make("cls"), "64")], say=print)
+        compile_model(str(big_checkpoint()), out, [Recipe.of(methods.make("cls"), "64")], say=print)
     return out
 
 

@@ -28,8 +28,8 @@ def compile_model(model: str, out: Path, recipes: Sequence[Recipe], *, precision
     Returns:
         The names of the plans made.
     """
-    for recipe in recipes:
-        tokens_of(recipe.keep, sys.maxsize)  # a budget that no model could meet is refused before the export
+    for stage in (stage for recipe in recipes for stage in recipe.stages):
+        tokens_of(stage.keep, sys.maxsize)  # a budget that no model could meet is refused before the export
     export = importlib.import_module(EXPORTER).export
     # on one disk with `out`, for hard links
     with goal(out), tempfile.TemporaryDirectory(prefix=f".{out.name}.export.", dir=out.parent) as folder:

@@ -22,7 +22,8 @@ PHASES = ("preprocess_ms", "vision_ms", "prefill_ms", "first_token_ms", "per_tok
 class Spec:
     """What to measure: a plan of a bundle on one picture and prompt, `repeats` times, then the questions of a file.
 
-    images: only questions about the first so many pictures of the file; None is all.
+    images: only questions about the first so many pictures of the file; None is all. layout, image_folder, suffix: how the
+    file is read, see `edgecomp.datasets.read_questions`.
     """
     bundle: str
     plan: str
@@ -33,6 +34,9 @@ class Spec:
     threads: int | None = None
     data: str | None = None
     images: int | None = None
+    layout: str | None = None
+    image_folder: str | None = None
+    suffix: str | None = None
 
 
 def measure(spec: Spec) -> dict[str, Any]:
@@ -62,7 +66,7 @@ def measure_here(spec: Spec) -> dict[str, Any]:
     latency |= {"load_ms": load_ms, "repeats": spec.repeats, "prompt_rows": runs[0]["prompt_rows"]}
     peak, meter = memory.peak()
     result = {"latency": latency, "peak_bytes": peak, "meter": meter, "said": generation.text.strip(),
-              "kept": session.visual_tokens(spec.image).kept.tolist(), "accuracy": None}
+              "kept": list(session.kept(spec.image, spec.prompt).values())[-1].tolist(), "accuracy": None}
     if spec.data:
         result["accuracy"] = _accuracy(session, spec)
     return result
@@ -77,10 +81,11 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def _accuracy(session: Any, spec: Spec) -> dict[str, Any]:
     from edgecomp.evaluate import accuracy, by_task, evaluate, read_questions
-    questions = read_questions(Path(spec.data or ""))
-    pictures = list(dict.fromkeys(q.image for q in questions))[:spec.images]
+    questions = read_questions(Path(spec.data or ""), spec.layout, Path(spec.image_folder) if spec.image_folder else None, spec.suffix)
+    pictures = set(list(dict.fromkeys(q.image for q in questions))[:spec.images])
     answers = evaluate(session, [q for q in questions if q.image in pictures])
-    return {"all": accuracy(answers), "by_task": by_task(answers), "questions": len(answers), "scenes": len(pictures)}
+    return {"all": accuracy(answers), "metric": questions[0].metric.title, "by_task": by_task(answers), "questions": len(answers),
+            "scenes": len(pictures)}
 
 
 if __name__ == "__main__":

@@ -71,5 +71,5 @@ def demo(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from edgecomp.compress import Recipe
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     out = tmp_path_factory.mktemp("demo") / "bundle"
-    compile_model(str(checkpoint), out, [Recipe(methods.make(m), str(k)) for m in METHODS for k in BUDGETS])
+    compile_model(str(checkpoint), out, [Recipe.of(methods.make(m), str(k)) for m in METHODS for k in BUDGETS])
     return out

@@ -2,23 +2,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from edgecomp.commands.options import CONTEXT, KEEP, METHODS, OUTPUT, POSITION, PRECISION, pictures, recipes, say
+from edgecomp.commands.options import CONTEXT, OUTPUT, PRECISION, compression, pictures, say
+
+if TYPE_CHECKING:
+    from edgecomp.compress import Recipe
 
 
 @click.command("compile")
 @click.argument("model")
 @OUTPUT
-@METHODS
-@KEEP
-@POSITION
+@compression
 @pictures
 @PRECISION
 @CONTEXT
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare with Hugging Face's model, layer by layer, before writing.")
-def command(model: str, out: Path, methods: tuple[str, ...], keeps: tuple[str, ...], position: str, precision: str, context: int | None,
+def command(model: str, out: Path, recipes: list[Recipe], precision: str, context: int | None,
             image_size: tuple[int, int] | None, tiles: int | None, max_images: int | None, verify: bool) -> None:
     """Compile MODEL, a Hugging Face folder or hub name, to a bundle that runs on ONNX Runtime.
 
@@ -28,6 +30,6 @@ def command(model: str, out: Path, methods: tuple[str, ...], keeps: tuple[str, .
     edgecomp compile llava-hf/llava-1.5-7b-hf -o llava --method dart --keep 64 --keep 25%
     """
     from edgecomp.compile import compile_model
-    names = compile_model(model, out, recipes(methods, keeps, position), precision=precision, context=context, image_size=image_size,
+    names = compile_model(model, out, recipes, precision=precision, context=context, image_size=image_size,
                           tiles=tiles, max_images=max_images, verify=verify, say=say)
     say(f"{out} is ready, with the plans {', '.join(['full', *names])}")

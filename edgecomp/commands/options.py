@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from edgecomp.compress import Recipe
+    from edgecomp.methods.base import Method
 
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 OUTPUT = click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="The bundle to write.")
@@ -23,6 +25,29 @@ METHODS = click.option("--method", "methods", multiple=True, metavar="NAME[:PARA
                        help="A compression method, such as dart, or random:seed=1. May be repeated.")
 KEEP = click.option("--keep", "keeps", multiple=True, metavar="K|P%",
                     help="Visual tokens of a picture that go on: a count, or a part such as 25%. May be repeated; each method gets each budget.")
+
+
+class Pair(click.ParamType):  # type: ignore[type-arg]
+    """Two whole numbers with an x between them."""
+
+    def __init__(self, name: str, what: str):
+        self.name, self._what = name, what
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        first, _, second = str(value).lower().partition("x")
+        if not (first.isdecimal() and second.isdecimal() and int(first) and int(second)):
+            self.fail(f"{value!r} is not {self._what}", param, ctx)
+        return int(first), int(second)
+
+
+SITE = click.option("--site", default="", metavar="encoder:L|projector|decoder:L",
+                    help="Where --method stands: before a layer of the vision tower, behind it, or in the decoder. [default: the method's]")
+WINDOWS = click.option("--windows", type=Pair("RxC", "ROWSxCOLUMNS of windows, such as 4x4"),
+                       help="Give each of R x C windows of a picture the same share of the budget.")
+STEPS = click.option("--step", "steps", multiple=True, metavar="METHOD:SITE[:LAYER]:K|P%[:PARAMETER=VALUE,...]",
+                     help="One step of a plan of several, such as pool:projector:144 and fastv:decoder:2:64. May be repeated; all make one plan.")
 POSITION = click.option("--position", type=click.Choice(["keep", "compact"]), default="keep", show_default=True,
                         help="Kept tokens stay at their places, or are numbered anew.")
 
@@ -38,17 +63,6 @@ class _Tiles(click.IntRange):
         return value if value == 0 else super().convert(value, param, ctx)
 
 
-class _Size(click.ParamType):  # type: ignore[type-arg]
-    """HEIGHTxWIDTH in pixels."""
-    name = "HxW"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        height, _, width = str(value).lower().partition("x")
-        if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-            self.fail(f"{value!r} is not HEIGHTxWIDTH in pixels, such as 480x640", param, ctx)
-        return int(height), int(width)
-
-
 def pictures(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options on pictures' geometry: `image_size`, `tiles` and `max_images`."""
     for option in (
@@ -56,7 +70,20 @@ def pictures(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--no-tiles", "tiles", flag_value=0, type=click.INT, help="The whole picture as one tile."),
         click.option("--tiles", type=_Tiles(min=1),
                      help="Tiles that a picture is cut into, beside its overview, for families that do. [default: the family's; shown first]"),
-        click.option("--image-size", type=_Size(), help="Height x width that pictures are fitted to. [default: the model's; shown first]"),
+        click.option("--image-size", type=Pair("HxW", "HEIGHTxWIDTH in pixels, such as 480x640"),
+                     help="Height x width that pictures are fitted to. [default: the model's; shown first]"),
+    ):
+        command = option(command)
+    return command
+
+
+def reading(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options on how --data is read: `layout`, `image_folder` and `suffix`."""
+    for option in (
+        click.option("--suffix", help="What to put behind each question, on a line of its own; '' is nothing. [default: of the benchmarks, "
+                                      "\"Answer the question using a single word or phrase.\"]"),
+        click.option("--image-folder", type=click.Path(path_type=Path), help="Where the questions' pictures are. [default: beside the file]"),
+        click.option("--layout", help="jsonl, pope, textvqa, docvqa or gqa. [default: told from the file's keys]"),
     ):
         command = option(command)
     return command
@@ -77,29 +104,62 @@ def progress(label: str, length: int) -> Any:
     return click.progressbar(length=length, label=label, file=sys.stderr)
 
 
-def recipes(methods: tuple[str, ...], keeps: tuple[str, ...], position: str) -> list[Recipe]:
-    """Each method with each budget. Raises UsageError where one is given without the other, or a position without either."""
-    from edgecomp import methods as table
-    from edgecomp.compress import Recipe
+def compression(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options on what to compress, as the argument `recipes`."""
+    @functools.wraps(command)
+    def with_recipes(methods: tuple[str, ...], keeps: tuple[str, ...], site: str, windows: tuple[int, int] | None, steps: tuple[str, ...],
+                     position: str, **rest: Any) -> Any:
+        return command(recipes=recipes(methods, keeps, site, windows, steps, position), **rest)
+    wrapped: Callable[..., Any] = with_recipes
+    for option in (POSITION, STEPS, WINDOWS, SITE, KEEP, METHODS):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def recipes(methods: tuple[str, ...], keeps: tuple[str, ...], site: str, windows: tuple[int, int] | None, steps: tuple[str, ...],
+            position: str) -> list[Recipe]:
+    """Each method with each budget at the site, and the steps as one plan. Raises UsageError where options contradict each other."""
+    from edgecomp.compress import Recipe, Stage
     if bool(methods) != bool(keeps):
         raise click.UsageError("--method and --keep go together: a method needs a budget, a budget a method; see `edgecomp methods`")
-    if position != "keep" and not methods:
-        raise click.UsageError(f"--position {position} is of the tokens that a method keeps, and there is no --method")
-    made = []
-    for spec in methods:
-        name, _, rest = spec.partition(":")
-        kind = table.method_type(name)
-        parameters = dict(_parameter(spec, part) for part in rest.split(",") if part)
-        made += [Recipe(table.make(kind.name, **parameters), keep, position=position) for keep in keeps]
+    if not methods and site:
+        raise click.UsageError(f"--site {site} is of a --method, and there is none; a --step names its own site")
+    for name, value, used in (("position", position != "keep", methods or steps), ("windows", windows, methods or steps)):
+        if value and not used:
+            raise click.UsageError(f"--{name} is of the tokens that a method keeps, and there is no --method")
+    made = [Recipe.of(method(spec), keep, site, position, windows) for spec in methods for keep in keeps]
+    if steps:
+        made.append(Recipe(tuple(Stage(*_step(spec), windows if n == 0 else None) for n, spec in enumerate(steps)), position))
     return made
 
 
-def _parameter(spec: str, part: str) -> tuple[str, int]:
+def method(spec: str) -> Method:
+    """'dart' or 'random:seed=1' as a method."""
+    from edgecomp import methods as table
+    name, _, rest = spec.partition(":")
+    kind = table.method_type(name)
+    return table.make(kind.name, **dict(_parameter(spec, part) for part in rest.split(",") if part))
+
+
+def _step(spec: str) -> tuple[Method, str, str]:
+    """'fastv:decoder:2:64' or 'random:projector:64:seed=1' as method, budget and site."""
+    name, _, rest = spec.partition(":")
+    kind, _, rest = rest.partition(":")
+    first, _, rest = rest.partition(":")
+    layer, keep, parameters = ("", first, rest)
+    if kind != "projector":
+        layer, (keep, _, parameters) = f":{first}", rest.partition(":")
+    if not keep:
+        raise click.UsageError(f"--step {spec}: not METHOD:projector:K or METHOD:encoder|decoder:LAYER:K, such as fastv:decoder:2:64")
+    return method(f"{name}:{parameters}"), keep, f"{kind}{layer}"
+
+
+def _parameter(spec: str, part: str) -> tuple[str, float]:
     name, _, value = part.partition("=")
     try:
-        return name.strip(), int(value)
+        return name.strip(), int(value) if value.strip().lstrip("-").isdecimal() else float(value)
     except ValueError:
-        raise click.UsageError(f"--method {spec}: {part!r} is not PARAMETER=WHOLE NUMBER") from None
+        raise click.UsageError(f"{spec}: {part!r} is not PARAMETER=NUMBER") from None
 
 
 def columns(rows: Sequence[tuple[str, ...]], right: Callable[[int], bool] = lambda column: column > 0) -> str:

@@ -6,22 +6,23 @@ from pathlib import Path
 
 import click
 
-from edgecomp.commands.options import BUNDLE, JSON, THREADS, columns, print_json, say
+from edgecomp.commands.options import BUNDLE, JSON, THREADS, columns, print_json, reading, say
 
 
 @click.command("profile")
 @BUNDLE
 @click.option("-o", "--output", "out", type=click.Path(path_type=Path), help="Write the HTML report here.")
 @click.option("--plan", "plans", multiple=True, help="Only this budget. May be repeated. [default: all]")
-@click.option("--data", type=click.Path(path_type=Path), help="Questions for the accuracy: a JSONL as `eval` takes it.")
+@click.option("--data", type=click.Path(path_type=Path), help="Questions for the accuracy, as `eval` takes them.")
+@reading
 @click.option("--images", type=click.IntRange(min=1), help="Only the questions about the first so many pictures.")
 @click.option("--image", type=click.Path(), help="The picture for the latency. [default: the first of --data]")
 @click.option("--prompt", default="Describe the image.", show_default=True, help="The question for the latency.")
 @click.option("--repeats", type=click.IntRange(min=1), default=7, show_default=True, help="Of the latency, after one to warm up.")
 @THREADS
 @JSON
-def command(bundle: Path, out: Path | None, plans: tuple[str, ...], data: Path | None, images: int | None, image: str | None, prompt: str,
-            repeats: int, threads: int | None, as_json: bool) -> None:
+def command(bundle: Path, out: Path | None, plans: tuple[str, ...], data: Path | None, layout: str | None, image_folder: Path | None,
+            suffix: str | None, images: int | None, image: str | None, prompt: str, repeats: int, threads: int | None, as_json: bool) -> None:
     """Measure latency, peak memory and accuracy of BUNDLE's plans on this machine, beside random and pooled tokens.
 
     Every plan runs in a process of its own. All figures are measured.
@@ -34,7 +35,8 @@ def command(bundle: Path, out: Path | None, plans: tuple[str, ...], data: Path |
         raise click.UsageError(f"{out.parent} is not a folder")
     if out is not None and out.is_dir():
         raise click.UsageError(f"{out} is a folder, and the report is one file: name it, such as {out / 'report.html'}")
-    result = profile(bundle, plans, image=image, prompt=prompt, data=data, images=images, repeats=repeats, threads=threads,
+    result = profile(bundle, plans, image=image, prompt=prompt, data=data,
+                     reading={"layout": layout, "image_folder": image_folder, "suffix": suffix}, images=images, repeats=repeats, threads=threads,
                      command=" ".join(["edgecomp", *sys.argv[1:]]), say=say)
     if out is not None:
         out.write_text(render(result), encoding="utf-8")

@@ -12,11 +12,13 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, InlinePass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
+from edgecomp.dialects.cuts import where_pictures
 from edgecomp.dialects.segments import MICROSOFT, SEGMENTS, BothWays
 from edgecomp.ir.rewrite import DOMAIN, constant, dims, inputs, insert, made_by, nodes, replace
 from edgecomp_runtime.errors import EdgecompError
 
 HEAD_PIECE = 16 * 2**20  # bytes
+KEYS_BIAS = 7  # the input of an Attention node that is added to each key's logits, [B, S]
 PAGE_ROWS = 2048  # rows of 2-byte numbers that end on a page, whatever their width
 
 
@@ -25,16 +27,21 @@ def lower(model: ir.Model) -> None:
     InlinePass()(model)
     for mark in nodes(model, "Mark", DOMAIN):
         replace(model, mark, inputs(mark)[0])
-    decoder, both_ways = _CacheLengths(model), BothWays(model)
+    lengths, both_ways = _CacheLengths(model), {}
     for attention in nodes(model, "Attention", DOMAIN):
-        if attention.attributes["causal"].as_int():
-            _grouped_query(model, attention, decoder, both_ways)
-        else:
+        if not attention.attributes["causal"].as_int():
             _multi_head(model, attention)
+            continue
+        length = inputs(attention)[5]
+        if length not in both_ways:
+            both_ways[length] = BothWays(model, length)
+        _grouped_query(model, attention, lengths, both_ways[length])
     _transposed_weights(model)
     _split_head(model)
     _quick_gelu(model)
     _skip_norm(model)
+    for cut in nodes(model, "Cut", DOMAIN):
+        where_pictures(model, cut)
     CommonSubexpressionEliminationPass()(model)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)
@@ -42,26 +49,24 @@ def lower(model: ir.Model) -> None:
 
 
 class _CacheLengths:
-    """GroupQueryAttention's two views of the cache length, made once a graph: rows before and with the new ones."""
+    """GroupQueryAttention's two views of a cache length, made once for all layers that share it: rows before and with the new ones."""
 
     def __init__(self, model: ir.Model):
         self.model = model
-        self.made: dict[str | None, tuple[ir.Value, ir.Value]] = {}
+        self.made: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
 
-    def of(self, attention: ir.Node) -> tuple[ir.Value, ir.Value]:
-        """(last row's index [batch] int32, total rows int32 scalar)."""
+    def of(self, attention: ir.Node, query: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """(last row's index [batch] int32, total rows int32 scalar), for new rows of a query [batch, rows, hidden]."""
         length = inputs(attention)[5]
-        if length.name not in self.made:
-            first = self.model.graph[0]
-            embeddings = next(v for v in self.model.graph.inputs if v.name == "embeddings")
-            batch, = insert(self.model, first, "Shape", [embeddings], {"start": 0, "end": 1})
-            rows, = insert(self.model, first, "Shape", [embeddings], {"start": 1, "end": 2})
-            total, = insert(self.model, first, "Add", [length, rows])  # [1]
-            narrow, = insert(self.model, first, "Cast", [total], {"to": ir.DataType.INT32})
-            last, = insert(self.model, first, "Sub", [narrow, constant(self.model, "one_int32", np.array([1], np.int32))])
-            every, = insert(self.model, first, "Expand", [last, batch])
-            self.made[length.name] = every, insert(self.model, first, "Squeeze", [narrow])[0]
-        return self.made[length.name]
+        if length not in self.made:
+            batch, = insert(self.model, attention, "Shape", [query], {"start": 0, "end": 1})
+            rows, = insert(self.model, attention, "Shape", [query], {"start": 1, "end": 2})
+            total, = insert(self.model, attention, "Add", [length, rows])  # [1]
+            narrow, = insert(self.model, attention, "Cast", [total], {"to": ir.DataType.INT32})
+            last, = insert(self.model, attention, "Sub", [narrow, constant(self.model, "one_int32", np.array([1], np.int32))])
+            every, = insert(self.model, attention, "Expand", [last, batch])
+            self.made[length] = every, insert(self.model, attention, "Squeeze", [narrow])[0]
+        return self.made[length]
 
 
 def _grouped_query(model: ir.Model, node: ir.Node, lengths: _CacheLengths, both_ways: BothWays) -> None:
@@ -70,7 +75,8 @@ def _grouped_query(model: ir.Model, node: ir.Node, lengths: _CacheLengths, both_
     flat = [_rows_by_hidden(model, node, v) for v in (query, key, value)]
     attributes = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": node.attributes["scale"].as_float(),
                   "softcap": node.attributes["softcap"].as_float(), "local_window_size": node.attributes["window"].as_int() or -1}
-    out, new_key, new_value = insert(model, node, "GroupQueryAttention", [*flat, past_key, past_value, *lengths.of(node)], attributes, MICROSOFT, 3)
+    given = [*flat, past_key, past_value, *lengths.of(node, flat[0])]
+    out, new_key, new_value = insert(model, node, "GroupQueryAttention", given, attributes, MICROSOFT, 3)
     for kind, present, past in (("key", new_key, past_key), ("value", new_value, past_value)):
         present.name, present.type, present.shape = f"cache_{kind}_out.{layer}", past.type, past.shape
         position = next(n for n, v in enumerate(model.graph.outputs) if v.name == f"new_{kind}.{layer}")
@@ -86,7 +92,14 @@ def _multi_head(model: ir.Model, node: ir.Node) -> None:
         raise EdgecompError(f"onnxruntime's MultiHeadAttention has no window and no softcap, and encoder layer {layer} has one")
     flat = [_rows_by_hidden(model, node, v) for v in inputs(node)[:3]]
     attributes = {"num_heads": dims(inputs(node)[0])[1], "scale": node.attributes["scale"].as_float()}
-    out, = insert(model, node, "MultiHeadAttention", flat, attributes, MICROSOFT)
+    bias: list[ir.Value | None] = []
+    if len(node.inputs) > KEYS_BIAS and node.inputs[KEYS_BIAS] is not None:
+        query = inputs(node)[0]
+        rows = constant(model, f"bias_rows_{dims(query)[2]}", np.array([1, 1, dims(query)[2], 1], np.int64))
+        cast, = insert(model, node, "Cast", [node.inputs[KEYS_BIAS]], {"to": query.dtype})
+        by_key, = insert(model, node, "Unsqueeze", [cast, constant(model, "bias_axes", np.array([1, 2], np.int64))])  # [B, 1, 1, S]
+        bias = [None, None, *insert(model, node, "Expand", [by_key, rows])]  # the kernel wants it once a query row
+    out, = insert(model, node, "MultiHeadAttention", [*flat, *bias], attributes, MICROSOFT)
     _heads_from_hidden(model, node, out)
 
 

@@ -38,19 +38,21 @@ class Branch:
 
 
 class BothWays:
-    """What all Attention nodes with segments share: whether any segment is open, and which row sees which, once a kind of window."""
+    """What Attention nodes with segments and one cache length share: whether any segment is open, and which row sees which, once a
+    kind of window."""
 
-    def __init__(self, model: ir.Model):
+    def __init__(self, model: ir.Model, length: ir.Value):
         self.model = model
-        having = [n for n in nodes(model, "Attention", DOMAIN) if len(n.inputs) > SEGMENTS]
+        having = [n for n in nodes(model, "Attention", DOMAIN) if len(n.inputs) > SEGMENTS and n.inputs[5] is length]
         if not having:
             return
         self.length, self.segments = inputs(having[0])[5:7]
         self.kinds = list(dict.fromkeys(_kind(n) for n in having))
-        first = model.graph[0]
+        first = having[0]
         largest, = insert(model, first, "ReduceMax", [self.segments], {"keepdims": 0})
         self.open, = insert(model, first, "Cast", [largest], {"to": ir.DataType.BOOL})
-        seeing, blind = Branch("segments"), Branch("no_segments")
+        layer = first.attributes["layer"].as_int()
+        seeing, blind = Branch(f"segments.{layer}"), Branch(f"no_segments.{layer}")
         types = [ir.DataType.INT64, *[ir.DataType.BOOL] * len(self.kinds)]
         unused = [self._ints("zero", [0]), *[constant(model, "segments_none", np.zeros([1] * 5, np.bool_))] * len(self.kinds)]
         branches = {"then_branch": seeing.graph(self._visible(seeing), types),

@@ -9,11 +9,25 @@ from edgecomp_runtime.errors import EdgecompError
 from edgecomp_runtime.tables import look_up
 
 METHODS = {
+    # what every other has to beat
     "random": "edgecomp.methods.random:Random",
     "stride": "edgecomp.methods.stride:Stride",
+    "grid": "edgecomp.methods.grid:Grid",
     "pool": "edgecomp.methods.pool:Pool",
+    # what the vision tower looks at
     "cls": "edgecomp.methods.cls:Cls",
+    "hiprune": "edgecomp.methods.hiprune:HiPrune",
+    "vispruner": "edgecomp.methods.vispruner:VisPruner",
+    "visionzip": "edgecomp.methods.visionzip:VisionZip",
+    # what is unlike the rest
     "dart": "edgecomp.methods.dart:Dart",
+    "divprune": "edgecomp.methods.divprune:DivPrune",
+    "tome": "edgecomp.methods.tome:ToMe",
+    # what the prompt asks for
+    "cdpruner": "edgecomp.methods.cdpruner:CDPruner",
+    "fastv": "edgecomp.methods.fastv:FastV",
+    "pyramiddrop": "edgecomp.methods.pyramiddrop:PyramidDrop",
+    "sparsevlm": "edgecomp.methods.sparsevlm:SparseVLM",
 }
 
 

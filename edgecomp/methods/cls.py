@@ -3,15 +3,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import onnx_ir as ir
-from numpy.typing import NDArray
-
-from edgecomp.methods.base import Op, Place, Rule, Selection, Step, Taxonomy
+from edgecomp.methods.base import Largest, Taxonomy
 
 
 @dataclass(frozen=True)
-class Cls(Selection):
+class Cls(Largest):
     """The K largest of a = mean over heads of softmax(q_cls K^T), in raster order.
 
     The row comes from the layer whose output the projector takes, as in the authors' code (`attentions[select_layer]`).
@@ -19,11 +15,5 @@ class Cls(Selection):
     """
 
     name = "cls"
-    taxonomy = Taxonomy("largest attention from the CLS token (FasterVLM)", "arXiv 2412.01818", "pruning", signals=("cls_attention",))
-
-    def choose(self, op: Op, place: Place, features: ir.Value, *signals: ir.Value) -> ir.Value:
-        _, order = op.TopK(signals[0], [place.keep], axis=1, _outputs=2)
-        return order  # type: ignore[no-any-return]
-
-    def rule(self, place: Place, features: NDArray[np.float64], *signals: NDArray[np.float64]) -> Rule:
-        yield Step(signals[0], place.keep)
+    taxonomy = Taxonomy("largest attention from the CLS token (FasterVLM)", "arXiv 2412.01818", "pruning",
+                        sites={"projector": ("cls_attention",), "encoder": ("cls_attention",)})

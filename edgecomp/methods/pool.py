@@ -8,11 +8,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgecomp.methods.base import BudgetError, Merging, Op, Place, Taxonomy, fixed
+from edgecomp.methods.base import EVERYWHERE, Averaging, BudgetError, Op, Place, Taxonomy, fixed
 
 
 @dataclass(frozen=True)
-class Pool(Merging):
+class Pool(Averaging):
     """K = h x w cells, each the mean of the tokens below it by area (a token on a border counts in parts).
 
     The cells' grid is the one of h * w = K whose aspect is nearest to the picture's; none within a factor of two is an
@@ -20,10 +20,13 @@ class Pool(Merging):
     """
 
     name = "pool"
-    taxonomy = Taxonomy("averages over a coarser grid", "arXiv 2505.19147", "merging")
+    taxonomy = Taxonomy("averages over a coarser grid", "arXiv 2505.19147", "merging", sites=EVERYWHERE, grid=True)
 
     def check(self, place: Place) -> None:
         cells(place)
+
+    def cells(self, place: Place) -> tuple[int, int]:
+        return cells(place)
 
     def weights(self, place: Place) -> NDArray[np.float64]:
         (rows, columns), (high, wide) = place.grid, cells(place)
@@ -31,9 +34,7 @@ class Pool(Merging):
 
     def places(self, place: Place) -> NDArray[np.int64]:
         """The token at each cell's centre: an average stands for the middle of its cell, not for its corner."""
-        (rows, columns), (high, wide) = place.grid, cells(place)
-        down, across = ((2 * np.arange(n) + 1) * side // (2 * n) for n, side in ((high, rows), (wide, columns)))
-        return (down[:, None] * columns + across).reshape(-1)
+        return centres(place.grid, cells(place))
 
     def build(self, op: Op, place: Place, features: ir.Value, *signals: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         (rows, columns), (high, wide) = place.grid, cells(place)
@@ -57,12 +58,18 @@ def shares(tokens: int, cells: int) -> NDArray[np.float64]:
     return np.where(overlap > 1e-9, overlap, 0.0).astype(np.float64) * (cells / tokens)
 
 
-def cells(place: Place) -> tuple[int, int]:
-    """The (rows, columns) of K cells nearest to the grid's aspect. Raises BudgetError naming the nearest budgets."""
+def centres(grid: tuple[int, int], cells: tuple[int, int]) -> NDArray[np.int64]:
+    """The raster places [K], ascending, of the tokens at the centres of (rows, columns) equal cells."""
+    down, across = ((2 * np.arange(n) + 1) * side // (2 * n) for n, side in zip(cells, grid))
+    return (down[:, None] * grid[1] + across).reshape(-1)
+
+
+def cells(place: Place, method: str = "pool") -> tuple[int, int]:
+    """The (rows, columns) of K cells nearest to the grid's aspect. Raises BudgetError in the method's name, with the nearest budgets."""
     found = _best(place.keep, place.grid)
     if found is None:
         near = sorted(_nearest(place)[:2])
-        raise BudgetError(f"pool cannot make {place.keep} tokens of a {place.grid[0]}x{place.grid[1]} grid: no h x w = {place.keep} "
+        raise BudgetError(f"{method} cannot make {place.keep} tokens of a {place.grid[0]}x{place.grid[1]} grid: no h x w = {place.keep} "
                           f"within a factor of two of its aspect; the nearest budgets are {' and '.join(map(str, near))}")
     return found
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgecomp.methods.base import Op, Place, Rule, Selection, Step, Taxonomy, fixed
+from edgecomp.methods.base import EVERYWHERE, Op, Place, Rule, Selection, Step, Taxonomy, fixed
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Random(Selection):
     """
 
     name = "random"
-    taxonomy = Taxonomy("a seeded random subset", "arXiv 2505.19147", "pruning")
+    taxonomy = Taxonomy("a seeded random subset", "arXiv 2505.19147", "pruning", sites=EVERYWHERE)
     seed: int = 0
 
     def indices(self, place: Place) -> NDArray[np.int64]:

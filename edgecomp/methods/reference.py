@@ -38,17 +38,19 @@ def follow(rule: Rule, order: NDArray[np.int64]) -> list[StepCheck]:
         mine = best(step)
         ranked = np.sort(step.scores)[::-1]
         worst, left = ranked[step.count - 1], ranked[step.count] if step.count < len(ranked) else -np.inf
-        margin = (worst - left) / max(abs(worst), abs(left), 1e-30) if np.isfinite(left) else np.inf
+        margin = (worst - left) / max(abs(worst), abs(left), step.size) if np.isfinite(left) else np.inf
         checks.append(StepCheck(set(mine) == set(choice), float(margin)))
     return checks
 
 
 def compress(method: Method, place: Place, features: NDArray[Any], *signals: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """The method in numpy, for one image: features [N, D] -> tokens [K, D] and the positions [K] they take, ascending."""
+    wide = [values.astype(np.float64) for values in (features, *signals)]
     if isinstance(method, Merging):
-        return method.weights(place) @ features, method.places(place)
+        weights, places = method.matrix(place, *wide)
+        return weights @ features, places
     assert isinstance(method, Selection)
-    rule = method.rule(place, features.astype(np.float64), *(s.astype(np.float64) for s in signals))
+    rule = method.rule(place, *wide)
     kept = np.sort(select(rule))
     return features[kept], kept
 

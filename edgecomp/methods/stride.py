@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgecomp.methods.base import Op, Place, Rule, Selection, Step, Taxonomy, fixed
+from edgecomp.methods.base import EVERYWHERE, Op, Place, Rule, Selection, Step, Taxonomy, fixed
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Stride(Selection):
     """Token floor(i N / K) for i in 0..K-1: a constant of the graph."""
 
     name = "stride"
-    taxonomy = Taxonomy("every (N/K)-th token in raster order", "arXiv 2505.19147", "pruning")
+    taxonomy = Taxonomy("every (N/K)-th token in raster order", "arXiv 2505.19147", "pruning", sites=EVERYWHERE)
 
     def choose(self, op: Op, place: Place, features: ir.Value, *signals: ir.Value) -> ir.Value:
         return fixed(op, features, np.arange(place.keep) * place.tokens // place.keep)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from edgecomp.canvas import cells
 from edgecomp.evaluate import normal
 
 Plan = dict[str, Any]  # one entry of result["plans"]
@@ -98,10 +99,12 @@ def baselines(plans: Iterable[Plan], at: int) -> dict[str, float]:
 def losers(plans: Sequence[Plan]) -> dict[str, list[str]]:
     """For each plan with accuracy: which of 'random' and 'pool' at its budget are more accurate. Ties are not losing.
 
-    `pool` is itself held against `random`; the full model and the seeds of `random` have nothing to lose to.
+    `pool` is itself held against `random`; the full model and the seeds of `random` have nothing to lose to. A plan that says itself what
+    it loses to is believed: in a sweep that is known by site.
     """
     measured = [plan for plan in plans if find(plan, "accuracy", "all") is not None]
-    return {plan["name"]: [name for name, theirs in baselines(plans, budget(plan)).items()
+    return {plan["name"]: plan["loses_to"] if "loses_to" in plan else
+                          [name for name, theirs in baselines(plans, budget(plan)).items()
                            if plan["method"] not in (name, "random", "none") and plan["accuracy"]["all"] < theirs - TIE] for plan in measured}
 
 
@@ -218,15 +221,6 @@ def verdict(marks: Sequence[Mark]) -> Facts:
     slow, fast = (m.mean("latency", "first_token_ms", "median") if m else None for m in (full, pick))
     return {"full": full, "pick": pick, "near": bool(near), "ratio": slow / fast if slow and fast else None,
             "tied": [m for m in choice if pick and m is not pick and m.keep == pick.keep and abs(rated[m] - rated[pick]) < TIE]}
-
-
-def cells(kept: Sequence[int], grid: Sequence[int], pooled: bool) -> list[tuple[float, float, float, float]]:
-    """What a plan keeps of the picture, as x, y, width, height in tokens: single tokens, or the cells whose centres are given."""
-    rows, columns = grid
-    high, wide = len({i // columns for i in kept}), len({i % columns for i in kept})
-    if pooled and high * wide == len(kept):
-        return [(x * columns / wide, y * rows / high, columns / wide, rows / high) for y in range(high) for x in range(wide)]
-    return [(i % columns, i // columns, 1, 1) for i in kept]
 
 
 PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,

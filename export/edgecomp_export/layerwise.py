@@ -17,12 +17,14 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from edgecomp import methods
 from edgecomp.ir.graphs import load
 from edgecomp.ir.rewrite import marks
+from edgecomp.methods.base import Averaging, Merging
 from edgecomp_export.captured import ANSWER, Captured
 from edgecomp_export.pieces import Piece, cut
 from edgecomp_export.reference import Prompts
-from edgecomp_export.verify import geometry_of, reduced
+from edgecomp_export.verify import geometry_of, in_decoder, reduced
 from edgecomp_runtime import images
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import EdgecompError
@@ -167,7 +169,10 @@ def _vision(bundle: Bundle, pixels: NDArray[np.float32], hugging: Captured, feat
 def _plans(bundle: Bundle, hugging: Captured, features: NDArray[np.float32], stacked: list[NDArray[np.float32]], note: Note) -> None:
     manifest = bundle.manifest
     for name, plan in manifest.plans.items():
-        if not plan.steps or plan.visual_tokens == manifest.vision.tokens:
+        before = [step for step in plan.steps if not in_decoder(step)]
+        made = [methods.make(step.method, **step.parameters) for step in before]
+        # what else there is cannot be told from features alone: `verify --whole` imposes it on Hugging Face's model
+        if [step.site for step in before] != ["projector"] or (isinstance(made[0], Merging) and not isinstance(made[0], Averaging)):
             continue
         model = load(bundle.file(plan.variants["neutral"]["vision"]))
         stops = {mark.outputs[0]: f"hidden.{layer}" for layer, mark in marks(model, "hidden").items()}

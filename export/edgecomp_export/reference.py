@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgecomp_export import checkpoint
 from edgecomp_export.families.base import DEFAULTS, Geometry
+from edgecomp_export.pruned import LiveCut, pruned
 
 
 class Prompts:
@@ -58,9 +59,10 @@ class Reference(Prompts):
         self.model: Any = checkpoint.as_oracle(checkpoint.load(self.folder, torch.float32), attention)
 
     @torch.no_grad()
-    def features(self, pixels: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The unpruned visual tokens [images, N, D] and deepstack features of pixels in our layout."""
-        return self.family.hf_features(self.model, pixels)
+    def features(self, pixels: torch.Tensor, cuts: Sequence[LiveCut] = ()) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The visual tokens [images, N, D] and deepstack features of pixels in our layout, with cuts between the layers of the tower."""
+        with pruned(self.family.encoder_layers(self.model), cuts):
+            return self.family.hf_features(self.model, pixels)
 
     @torch.no_grad()
     def generate(self, ids: list[int], pixels: torch.Tensor, most: int) -> list[int]:
@@ -77,16 +79,16 @@ class Reference(Prompts):
 
     @torch.no_grad()
     def greedy(self, ids: list[int], visual: torch.Tensor, stacked: list[torch.Tensor], positions: Callable[[int], NDArray[np.int64]],
-               ends: Sequence[int], most: int) -> list[int]:
-        """Greedy ids with given visual tokens, end token included; `positions(n)` are those of the prompt and n more rows."""
+               ends: Sequence[int], most: int, cuts: Callable[[int], Sequence[LiveCut]] = lambda answer: ()) -> list[int]:
+        """Greedy ids with given visual tokens, end token included; `positions(n)` and `cuts(n)` are those of the prompt and n more rows."""
         answer: list[int] = []
         while len(answer) < most and not (answer and answer[-1] in ends):
-            answer.append(int(self.logits(ids, visual, stacked, positions(len(answer)), answer)[-1].argmax()))
+            answer.append(int(self.logits(ids, visual, stacked, positions(len(answer)), answer, cuts(len(answer)))[-1].argmax()))
         return answer
 
     @torch.no_grad()
     def logits(self, ids: list[int], visual: torch.Tensor, stacked: list[torch.Tensor], positions: NDArray[np.int64],
-               answer: list[int]) -> NDArray[np.float32]:
+               answer: list[int], cuts: Sequence[LiveCut] = ()) -> NDArray[np.float32]:
         """Teacher-forced logits [len(answer) + 1, V] with given visual tokens and positions.
 
         Args:
@@ -94,6 +96,7 @@ class Reference(Prompts):
             visual: [K, D], in the order of the image ids; stacked: the deepstack features, each [K, D].
             positions: [axes, rows] of the prompt's rows and the answer's.
             answer: the answer's ids.
+            cuts: between the decoder's layers, of the rows of prompt and answer.
         """
         every = torch.tensor([ids + answer])
         places = torch.tensor([ids]) == self.image_id  # an answer may have image ids too, which are just tokens there
@@ -103,9 +106,11 @@ class Reference(Prompts):
         for rows, features in zip(deepstack, stacked):
             rows[:, :len(ids)][places] = features.to(rows.dtype)
         where = torch.from_numpy(np.ascontiguousarray(positions))
-        hidden = self.family.hf_decode(self.model, embeddings, where if len(where) == 1 else where[:, None],
-                                       self.segments(places[0], len(answer)), deepstack)
-        found: NDArray[np.float32] = self.family.language(self.model)[1](hidden[0, len(ids) - 1:]).numpy()
+        decoder = self.family.text_model(self.model)
+        with pruned(decoder.layers, cuts, getattr(decoder, "rotary_emb", None)):
+            hidden = self.family.hf_decode(self.model, embeddings, where if len(where) == 1 else where[:, None],
+                                           self.segments(places[0], len(answer)), deepstack)
+        found: NDArray[np.float32] = self.family.language(self.model)[1](hidden[0, -len(answer) - 1:]).numpy()
         return found
 
     def segments(self, places: torch.Tensor, answer: int) -> torch.Tensor:

@@ -10,15 +10,16 @@ import torch
 from numpy.typing import NDArray
 
 from edgecomp import methods
-from edgecomp.budget import places
+from edgecomp.budget import Reduction, Tokens, places_of
 from edgecomp.evaluate import MOST_TOKENS
-from edgecomp.methods.base import Merging
-from edgecomp.passes.splice import places_of
+from edgecomp.methods.base import Averaging, Merging
 from edgecomp_export.families.base import Geometry
+from edgecomp_export.pruned import LiveCut
 from edgecomp_export.reference import Reference
 from edgecomp_runtime import Session
+from edgecomp_runtime.errors import EdgecompError
 from edgecomp_runtime.images import load, preprocess
-from edgecomp_runtime.manifest import Manifest, PlanInfo
+from edgecomp_runtime.manifest import Manifest, PlanInfo, StepInfo
 from edgecomp_runtime.rows import Layout
 
 # measured: fp32 differences on the demonstration model stay under 2e-5; fp16 arithmetic against fp32 reaches a few hundredths
@@ -66,21 +67,26 @@ def compare(session: Session, reference: Reference, image: Any, question: str, p
     said = generation.finish()
     ended = generation.statistics.stopped_by == "end"
     mine = session.score(question, [image], generation.token_ids)
-    visual, stacked, kept = imposed(session, features, image)
+    visual, stacked, kept = imposed(session, reference, features, pixels, image)
     runs = Layout.of(session.bundle.manifest.vision, session.bundle.manifest.decoder, session.plan).runs
     prompt = reference.ids(question, 1, [run.kept for run in runs])
     unpruned = reference.ids(question, 1, [run.span for run in runs])
 
     def positions(answer: int) -> NDArray[np.int64]:
         return place(reference.positions(unpruned, 1), unpruned, kept, reference.image_id, session, answer)
-    theirs = reference.logits(prompt, visual, stacked, positions(len(generation.token_ids)), generation.token_ids)
+
+    by_site = session.kept(image, question) if session.plan.cuts else {}
+
+    def cuts(answer: int) -> list[LiveCut]:
+        return live(session, np.array(prompt) == reference.image_id, kept, by_site, answer)
+    theirs = reference.logits(prompt, visual, stacked, positions(len(generation.token_ids)), generation.token_ids, cuts(len(generation.token_ids)))
     greedy, ends = [int(i) for i in theirs.argmax(1)], session.bundle.manifest.text.end_ids
     if not session.plan.steps:
         expected = reference.generate(prompt, pixels, most)
     elif greedy[:len(generation.token_ids)] == generation.token_ids and (not ended or greedy[-1] in ends):
         expected = generation.token_ids  # every step's argmax is the bundle's own token: this is what greedy decoding gives
     else:
-        expected = reference.greedy(prompt, visual, stacked, positions, ends, most)
+        expected = reference.greedy(prompt, visual, stacked, positions, ends, most, cuts)
     text = reference.tokenizer.decode(expected, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return Comparison(question, text.strip(), said.strip(), float(np.abs(mine - theirs).max()))
 
@@ -91,26 +97,90 @@ def seen(session: Session, reference: Reference, image: Any) -> torch.Tensor:
     return torch.from_numpy(preprocess(load(image), session.bundle.manifest.image))[None] if pixels is None else pixels
 
 
-def imposed(session: Session, features: tuple[torch.Tensor, list[torch.Tensor]],
+def imposed(session: Session, reference: Reference, features: tuple[torch.Tensor, list[torch.Tensor]], pixels: torch.Tensor,
             image: Any) -> tuple[torch.Tensor, list[torch.Tensor], NDArray[np.int64]]:
-    """HF's own features of one picture, reduced as the bundle's graph reduced its own: tokens [K, D], deepstack, raster places [K]."""
+    """HF's own features of one picture, reduced as the bundle's graph reduced its own: tokens [K, D], deepstack, raster places [K].
+
+    Raises:
+        EdgecompError: the plan merges by what it sees, or has several steps in the vision graph, which cannot be imposed.
+    """
     kept, manifest = session.visual_tokens(image).kept, session.bundle.manifest
+    steps = [step for step in session.plan.steps if not in_decoder(step)]
+    made = [methods.make(step.method, **step.parameters) for step in steps]
+    if len(steps) > 1 or any(isinstance(m, Merging) and not isinstance(m, Averaging) for m in made):
+        raise EdgecompError(f"plan {session.plan_name!r} merges tokens by what it sees, or twice, which Hugging Face's model cannot be made to do: "
+                            "verify another plan")
+    site, _, layer = steps[0].site.partition(":") if steps else ("", "", "")
+    if site == "encoder" and int(layer) <= manifest.vision.select_layer:
+        cls = int(manifest.vision.has_cls)
+        cut = torch.from_numpy(np.concatenate([np.arange(cls), kept + cls]))
+        if isinstance(made[0], Averaging):
+            raise EdgecompError(f"plan {session.plan_name!r} averages inside the vision tower, which verify does not compare: verify another plan")
+        features = reference.features(pixels, [LiveCut(int(layer), cut)])
+        return features[0][0], [stacked[0] for stacked in features[1]], kept
     tokens, stacked = (features[0][0].numpy(), [layer[0].numpy() for layer in features[1]])
     return (torch.from_numpy(reduced(manifest, session.plan, tokens, kept)),
-            [torch.from_numpy(reduced(manifest, session.plan, layer, kept)) for layer in stacked], kept)
+            [torch.from_numpy(reduced(manifest, session.plan, one, kept)) for one in stacked], kept)
+
+
+def in_decoder(step: StepInfo) -> bool:
+    """Whether a step is made in the decoder's graph."""
+    return step.site.startswith("decoder") or step.needs_prompt
 
 
 def reduced(manifest: Manifest, plan: PlanInfo, values: NDArray[Any], kept: NDArray[np.int64]) -> NDArray[Any]:
-    """One picture's features [N, D] as a plan reduces them, given the places [K] that it keeps: those rows, or its averages."""
+    """One picture's features [N, D] as a plan's step at the projector reduces them, given the places [K] that it keeps."""
     for step in plan.steps:
         method = methods.make(step.method, **step.parameters)
-        if isinstance(method, Merging) and step.keep < manifest.vision.tokens:
-            parts = list(zip(places(manifest, step.keep), manifest.vision.tiles))
-            merged = np.concatenate([method.weights(part).astype(values.dtype) @ values[places_of(tile)] for part, tile in parts])
-            taken = np.concatenate([places_of(tile)[method.places(part)] for part, tile in parts])
-            ascending: NDArray[Any] = merged[np.argsort(taken, kind="stable")]
-            return ascending
+        if isinstance(method, Averaging) and step.keep < manifest.vision.tokens and not in_decoder(step):
+            matrix = averaged(Reduction.of(method, Tokens.of(manifest), step.keep, "projector", step.windows))
+            return np.asarray(matrix.astype(values.dtype) @ values)
     return values[kept]
+
+
+def averaged(step: Reduction) -> NDArray[np.float64]:
+    """The matrix [K, N] of a constant average over tiles and windows."""
+    assert isinstance(step.method, Averaging)
+    rows, taken = [], []
+    for part in step.parts:
+        mine = np.zeros((part.place.keep, step.tokens.count))
+        mine[:, places_of(part.tile)] = step.method.weights(part.place)
+        rows.append(mine)
+        taken.append(places_of(part.tile)[step.method.places(part.place)])
+    found: NDArray[np.float64] = np.concatenate(rows)[np.argsort(np.concatenate(taken), kind="stable")]
+    return found
+
+
+def live(session: Session, visual: NDArray[np.bool_], entering: NDArray[np.int64], by_site: dict[str, NDArray[np.int64]],
+         answer: int) -> list[LiveCut]:
+    """A one-image prompt's cuts inside the decoder, for Hugging Face's: the rows that the bundle let go on, imposed.
+
+    Args:
+        session: of the plan.
+        visual: which of the prompt's rows are visual tokens.
+        entering: the places [K] of those; by_site: `Session.kept`.
+        answer: rows behind the prompt.
+    """
+    manifest, plan, found = session.bundle.manifest, session.plan, []
+    is_visual = np.concatenate([visual, np.zeros(answer, bool)])
+    for cut, step in zip(plan.cuts, [step for step in plan.steps if in_decoder(step)]):
+        after = by_site[f"decoder:{cut.layer}"]
+        chosen, rows = np.flatnonzero(is_visual), np.arange(len(is_visual))
+        stay = ~is_visual
+        stay[chosen[np.isin(entering, after)]] = True
+        method, weights = methods.make(step.method, **step.parameters), None
+        if isinstance(method, Averaging):
+            tokens = Tokens.of(manifest)
+            if len(entering) != tokens.count:
+                raise EdgecompError(f"plan {session.plan_name!r} averages what a step chose, which is not compared: verify another plan")
+            matrix = np.eye(len(rows))[stay]
+            matrix[np.isin(rows[stay], chosen)] = 0
+            matrix[np.ix_(np.flatnonzero(np.isin(rows[stay], chosen)), chosen)] = averaged(Reduction.of(method, tokens, step.keep, "decoder", step.windows))
+            weights = torch.from_numpy(matrix.astype(np.float32))
+        positions = torch.arange(stay.sum())[None] + manifest.decoder.first_position if plan.position == "compact" else None
+        found.append(LiveCut(cut.layer, torch.from_numpy(rows[stay]), weights, positions))
+        is_visual, entering = is_visual[stay], after
+    return found
 
 
 def place(unpruned: NDArray[np.int64], ids: Sequence[int], kept: NDArray[np.int64], image_id: int, session: Session,

@@ -161,6 +161,10 @@ def _check_sense(manifest: Manifest) -> None:
         *((f"plan {name!r} with cache rows {list(plan.cache_rows[:9])}, for {layers} layers and a window of {manifest.decoder.context}",
            len(plan.cache_rows) != layers or not all(0 < rows <= manifest.decoder.context for rows in plan.cache_rows))
           for name, plan in manifest.plans.items()),
+        *((f"plan {name!r} with a cut before layer {cut.layer} of {layers} to {list(cut.tile_tokens[:9])} of {plan.visual_tokens} visual tokens",
+           not 0 <= cut.layer < layers or min(cut.tile_tokens, default=0) < 0 or not 0 < cut.tokens <= plan.visual_tokens
+           or len(cut.tile_tokens) not in (1, len(vision.tiles)))
+          for name, plan in manifest.plans.items() for cut in plan.cuts),
         *((f"plan {name!r} with the {dialect} graphs {', '.join(graphs) or 'none'}", not {"vision", "prefill", "decode"} <= set(graphs))
           for name, plan in manifest.plans.items() for dialect, graphs in plan.variants.items()),
         *((f"plan {name!r} with the graph {file}, which is not described", file not in manifest.graphs)

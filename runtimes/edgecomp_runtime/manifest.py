@@ -14,7 +14,7 @@ from typing import Any
 from edgecomp_runtime.errors import BundleError
 from edgecomp_runtime.typed import build
 
-SCHEMA = 2  # 2: tiles, several runs of visual tokens a picture, M-RoPE, deepstack and segments
+SCHEMA = 3  # 2: tiles, several runs of visual tokens a picture, M-RoPE, deepstack and segments. 3: cuts inside the decoder
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,12 @@ class TensorInfo:
     segments (0, or a number that rows share which see each other both ways), length (cache rows in use), logit_rows, logits,
     deepstack (features added after this decoder layer: out of the vision graph, into the decoder, zero at text), cache_key and
     cache_value (the latter three with their layer; an output of the same cache role and layer is the input's buffer, updated in place).
+
+    A decoder with cuts takes at each, under the layer that stands behind the cut: length (of the caches from there on), positions
+    (where they are numbered anew), visual_rows ([images, tokens] among the rows before the cut; no image: nothing is cut), row_map
+    (each row behind the cut: its row before it, or that plus the number of the rows before it for the kept tokens of all images
+    in order) and text_rows (the prompt's rows behind its last picture, where a method reads them). It gives kept: [images, K]
+    places of the tokens that went on among those that came.
     """
     name: str
     role: str
@@ -47,11 +53,28 @@ class GraphInfo:
 
 @dataclass(frozen=True)
 class StepInfo:
-    """One compression step as it was applied: the method, where it stands, its budget and its parameters."""
+    """One compression step as it was applied: the method, where it stands, its budget, its parameters, and the quota's windows.
+
+    site: 'encoder:L' and 'decoder:L' are before that layer, 'projector' is what leaves the vision graph.
+    needs_prompt: what is kept depends on the question, so it cannot be cached an image.
+    """
     method: str
     site: str
     keep: int
     parameters: dict[str, int | float | str] = field(default_factory=dict)
+    windows: tuple[int, int] | None = None
+    needs_prompt: bool = False
+
+
+@dataclass(frozen=True)
+class CutInfo:
+    """From this decoder layer on a picture has fewer visual tokens: so many of each tile."""
+    layer: int
+    tile_tokens: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.tile_tokens)
 
 
 @dataclass(frozen=True)
@@ -59,8 +82,8 @@ class PlanInfo:
     """One named budget: the graph files to run for it, by dialect and then by part (vision, prefill, decode).
 
     position: 'keep' (kept tokens stay where they were, the next token is at the unpruned length) or 'compact'.
-    visual_tokens: of a picture, over all its tiles; tile_tokens: those of each tile.
-    cache_rows: rows that each decoder layer's cache holds.
+    visual_tokens: of a picture as they leave the vision graph, over all its tiles; tile_tokens: those of each tile.
+    cache_rows: rows that each decoder layer's cache holds. cuts: inside the decoder, by layer.
     """
     steps: tuple[StepInfo, ...]
     position: str
@@ -68,6 +91,15 @@ class PlanInfo:
     tile_tokens: tuple[int, ...]
     cache_rows: tuple[int, ...]
     variants: dict[str, dict[str, str]]
+    cuts: tuple[CutInfo, ...] = ()
+
+    def tokens_at(self, layer: int) -> int:
+        """Visual tokens of a picture in a decoder layer."""
+        return next((cut.tokens for cut in reversed(self.cuts) if cut.layer <= layer), self.visual_tokens)
+
+    @property
+    def needs_prompt(self) -> bool:
+        return any(step.needs_prompt for step in self.steps)
 
 
 @dataclass(frozen=True)

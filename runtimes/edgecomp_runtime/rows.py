@@ -25,17 +25,19 @@ class Rows:
     """A prompt for the decoder. `sources` says what each row was made from: equal sources at equal places are equal rows.
 
     positions: [axes, rows]. segments: [rows], 0 or a number whose rows see each other both ways. deepstack: [layers, rows, D].
+    runs: [rows], 0 for text, else which of the prompt's runs of visual tokens, from 1.
     """
     sources: list[object]
     embeddings: NDArray[Any]
     positions: NDArray[np.int64]
     segments: NDArray[np.int64]
+    runs: NDArray[np.int64]
     deepstack: NDArray[Any] | None
     next_position: int
 
     def since(self, row: int) -> Rows:
         """The rows from this one on."""
-        return Rows(self.sources[row:], self.embeddings[row:], self.positions[:, row:], self.segments[row:],
+        return Rows(self.sources[row:], self.embeddings[row:], self.positions[:, row:], self.segments[row:], self.runs[row:],
                     None if self.deepstack is None else self.deepstack[:, row:], self.next_position)
 
     def then(self, ids: Sequence[int], embeddings: NDArray[Any]) -> Rows:
@@ -45,7 +47,7 @@ class Rows:
         if deepstack is not None:
             deepstack = np.concatenate([deepstack, np.zeros_like(deepstack[:, :1]).repeat(len(ids), 1)], 1)
         return Rows([*self.sources, *ids], np.concatenate([self.embeddings, new.embeddings]), np.concatenate([self.positions, new.positions], 1),
-                    np.concatenate([self.segments, new.segments]), deepstack, new.next_position)
+                    np.concatenate([self.segments, new.segments]), np.concatenate([self.runs, new.runs]), deepstack, new.next_position)
 
     def feeds(self, start: int, end: int, length: int, logit_rows: NDArray[np.int64], stacked: int) -> dict[str, NDArray[Any]]:
         """What a decoder graph takes for rows start to end behind `length` rows of its cache, by role and layer.
@@ -73,7 +75,8 @@ def embedded(table: NDArray[Any], scale: float, ids: Sequence[int]) -> NDArray[A
 def following(ids: Sequence[int], embeddings: NDArray[Any], position: int, axes: int) -> Rows:
     """Rows of text at a position and after."""
     places = np.tile(np.arange(position, position + len(ids)), (axes, 1))
-    return Rows(list(ids), embeddings, places, np.zeros(len(ids), np.int64), None, position + len(ids))
+    none = np.zeros(len(ids), np.int64)
+    return Rows(list(ids), embeddings, places, none, none, None, position + len(ids))
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def lay_out(ids: Sequence[int], image_id: int, images: Sequence[VisualTokens], e
     sources: list[object] = []
     embeddings: list[NDArray[Any]] = []
     positions: list[NDArray[np.int64]] = []
-    segments: list[NDArray[np.int64]] = []
+    runs: list[NDArray[np.int64]] = []
     features: list[tuple[int, NDArray[Any]]] = []  # deepstack: the first row, and [layers, K, D]
     at, number, axes = layout.first_position, 0, len(layout.offsets)
     for is_image, run_ids in _runs(ids, image_id):
@@ -156,7 +159,7 @@ def lay_out(ids: Sequence[int], image_id: int, images: Sequence[VisualTokens], e
             sources += text.sources
             embeddings.append(text.embeddings)
             positions.append(text.positions)
-            segments.append(text.segments)
+            runs.append(text.runs)
             at = text.next_position
             continue
         image, place = images[number // len(layout.runs)], number % len(layout.runs)
@@ -168,11 +171,12 @@ def lay_out(ids: Sequence[int], image_id: int, images: Sequence[VisualTokens], e
         sources += [(image.name, n) for n in range(part.start, part.stop)]
         embeddings.append(image.tokens[part])
         positions.append(at + offsets)
-        segments.append(np.full(part.stop - part.start, number + 1))
+        runs.append(np.full(part.stop - part.start, number + 1))
         at, number = at + span, number + 1
     rows = np.concatenate(embeddings)
-    both_ways = np.concatenate(segments) if layout.bidirectional == "images" else np.full(len(rows), int(layout.bidirectional == "prompt"))
-    return Rows(sources, rows, np.concatenate(positions, 1).astype(np.int64), both_ways.astype(np.int64), _spread(features, len(rows)), at)
+    of = np.concatenate(runs)
+    both_ways = of if layout.bidirectional == "images" else np.full(len(rows), int(layout.bidirectional == "prompt"))
+    return Rows(sources, rows, np.concatenate(positions, 1).astype(np.int64), both_ways.astype(np.int64), of, _spread(features, len(rows)), at)
 
 
 def _spread(features: Sequence[tuple[int, NDArray[Any]]], rows: int) -> NDArray[Any] | None:

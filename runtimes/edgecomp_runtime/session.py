@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgecomp_runtime import backends, memory
 from edgecomp_runtime.backends import aligned_zeros, is_state
 from edgecomp_runtime.bundle import Bundle
+from edgecomp_runtime.cuts import Cuts
 from edgecomp_runtime.errors import InputError
 from edgecomp_runtime.generation import Generation, Statistics, StopTexts
 from edgecomp_runtime.rows import Layout, Rows, VisualTokens, embedded, following, lay_out
@@ -38,17 +39,18 @@ class Session:
     Args:
         bundle: an open bundle.
         plan: a budget of the bundle by name; its default where None.
-        backend: 'auto', 'onnxruntime' or 'null'.
+        backend: 'auto', 'onnxruntime' or 'null', or one that is made already.
         threads: for one operator; None is one a core.
 
     Raises:
         UnknownNameError, EdgecompError: the plan or backend does not exist or its package is not installed.
     """
 
-    def __init__(self, bundle: Bundle, *, plan: str | None = None, backend: str = "auto", threads: int | None = None):
+    def __init__(self, bundle: Bundle, *, plan: str | None = None, backend: str | backends.Backend = "auto",
+                 threads: int | None = None):
         self.bundle, self._manifest = bundle, bundle.manifest
         self.plan_name, self.plan = bundle.plan(plan)
-        self._backend = backends.backend(backend, threads)
+        self._backend = backends.backend(backend, threads) if isinstance(backend, str) else backend
         if self._backend.dialect not in self.plan.variants:
             raise InputError(f"plan {self.plan_name!r} has no graphs for {self._backend.name}: lower it with `edgecomp compress BUNDLE -o BUNDLE`")
         parts = self.plan.variants[self._backend.dialect]
@@ -57,17 +59,17 @@ class Session:
         self.text = Text(bundle.manifest.text, bundle.file(bundle.manifest.text.tokenizer), bundle.read_text(template) if template else None)
         self._embed = partial(embedded, bundle.embeddings(), self._manifest.embeddings.scale)
         self._layout = Layout.of(self._manifest.vision, self._manifest.decoder, self.plan)
-        rows = min(self.plan.cache_rows)
-        self._state = {t.name: aligned_zeros((1, *(rows if s == "capacity" else int(s) for s in t.shape[1:])), t.dtype)
+        self._cuts = Cuts.of(self._manifest.vision, self._manifest.decoder, self.plan)
+        self._state = {t.name: aligned_zeros((1, *(self.plan.cache_rows[t.layer or 0] if isinstance(s, str) else s for s in t.shape[1:])), t.dtype)
                        for t in graphs["prefill"].inputs if is_state(t.role)}
         self._decoder = self._backend.load(bundle.file(parts["prefill"]), graphs["prefill"], self._state)
         self._vision = self._backend.load(bundle.file(parts["vision"]), graphs["vision"], {})
         self._pixel_type = next(t.dtype for t in graphs["vision"].inputs if t.role == "pixels")
         self._stacked = [t.key for t in graphs["prefill"].inputs if t.role == "deepstack"]
-        self._capacity = rows
-        # a decoder that takes any rows at any length can take a prompt in parts; one with a cut inside takes it whole
-        self._chunk = PREFILL_ROWS if parts["prefill"] == parts["decode"] else rows
-        self._cached: list[object] = []  # what each row of the KV cache was made from
+        self._cached: list[object] = []  # what each row of the first layer's KV cache was made from
+        self._chunk = PREFILL_ROWS
+        self._pictures = 0  # whole ones in the cache
+        self._survived: dict[int, NDArray[np.int64]] = {}  # by cut: the last prompt's pictures' tokens that went on [images, K]
         self._visual: dict[str, VisualTokens] = {}
         self._running: Statistics | None = None
 
@@ -101,8 +103,9 @@ class Session:
         sampling = Sampling(temperature, top_p, seed)
         ids, pixels = self._prepare(prompt, images, raw, 1)
         needed, room = self._room(ids)
-        statistics = Statistics(self.plan_name, self._backend.name, len(images) * self._manifest.vision.tokens, len(images) * self.plan.visual_tokens,
-                                needed, preprocess_ms=(time.perf_counter() - began) * 1e3)
+        kept = self.plan.tokens_at(self._manifest.decoder.layers)
+        statistics = Statistics(self.plan_name, self._backend.name, len(images) * self._manifest.vision.tokens, len(images) * kept, needed,
+                                preprocess_ms=(time.perf_counter() - began) * 1e3)
         self._running = statistics
         generation = Generation(statistics)
         generation.pieces = self._generate(generation, ids, pixels, began, min(max_new_tokens, room), sampling, tuple(stop))
@@ -117,18 +120,36 @@ class Session:
         statistics = self._running = Statistics()
         rows = self._rows(ids, pixels, statistics)
         length = self._reusable(rows)
+        found = self._step(rows.since(length), length, statistics)
         if answer:
-            rows = rows.then(answer, self._embed(answer))
-        return self._step(rows.since(length), length, statistics, len(answer) + 1)
+            more = following(answer, self._embed(answer), rows.next_position, len(rows.positions))
+            found = np.concatenate([found, self._step(more, len(self._cached), statistics, len(answer))])
+        return found
 
     def visual_tokens(self, image: Picture) -> VisualTokens:
         """A picture's visual tokens [K, D] and the raster places [K] they take, as the decoder gets them."""
         from edgecomp_runtime import images as pictures
         return self._see([pictures.preprocess(pictures.load(image), self._manifest.image)])[0]
 
+    def kept(self, image: Picture, prompt: str = "") -> dict[str, NDArray[np.int64]]:
+        """The places among the unpruned visual tokens that each step lets go on, by its site; steps inside the vision graph are one.
+
+        `prompt` is the question, which cuts inside the decoder are run with. Raises InputError as `generate` does.
+        """
+        places = self.visual_tokens(image).kept
+        vision = [step.site for step in self.plan.steps if not step.site.startswith("decoder")]
+        found = {vision[-1] if vision else "projector": places}
+        if self.plan.cuts:
+            self.reset()
+            self.score(prompt or " ", [image], [])
+            for cut in self.plan.cuts:
+                places = places[self._survived[cut.layer][0]]
+                found[f"decoder:{cut.layer}"] = places
+        return found
+
     def reset(self) -> None:
         """Forgets the last call: the next one computes everything anew."""
-        self._cached, self._visual = [], {}
+        self._cached, self._visual, self._pictures = [], {}, 0
 
     def _prepare(self, prompt: str | Messages, images: Sequence[Picture], raw: bool, answer: int) -> tuple[list[int], list[NDArray[np.float32]]]:
         """The prompt's ids and the pictures' pixels, once both are known to fit with an answer of so many tokens."""
@@ -146,16 +167,16 @@ class Session:
         needed, room = self._room(ids)
         if room < answer:
             raise InputError(f"the prompt takes {needed} rows, {places * self.plan.visual_tokens} of them visual tokens, which leaves no room for an "
-                             f"answer in the window of {self._capacity} rows and {self._manifest.decoder.context} positions: shorten it, or compile "
-                             "with a larger --context")
+                             f"answer in the window of {max(self.plan.cache_rows)} rows and {self._manifest.decoder.context} positions: shorten it, "
+                             "or compile with a larger --context")
         return ids, [pictures.preprocess(pictures.load(image), self._manifest.image) for image in images]
 
     def _room(self, ids: list[int]) -> tuple[int, int]:
         """Rows that the prompt takes, and tokens that fit behind it. Pruned places count as positions under 'keep'."""
         runs = ids.count(self._manifest.text.image_id)
         images, text = runs // len(self._layout.runs), len(ids) - runs
-        rows = text + images * self._layout.rows
-        return rows, min(self._capacity - rows, self._manifest.decoder.context - text - images * self._layout.positions)
+        by_layer = [rows - text - images * self.plan.tokens_at(layer) for layer, rows in enumerate(self.plan.cache_rows)]
+        return text + images * self._layout.rows, min(*by_layer, self._manifest.decoder.context - text - images * self._layout.positions)
 
     def _prompt_text(self, prompt: str | Messages, images: int, raw: bool) -> str:
         if isinstance(prompt, str):
@@ -215,7 +236,7 @@ class Session:
             name = _name(picture)
             if name not in found and name not in self._visual:
                 out = self._vision.run({"pixels": picture[None].astype(self._pixel_type)})
-                kept = out["kept"][0] if self.plan.steps else np.arange(self.plan.visual_tokens)
+                kept = out["kept"][0] if "kept" in out else np.arange(self.plan.visual_tokens)
                 deepstack = np.stack([out[key][0] for key in self._stacked]) if self._stacked else None
                 self._visual[name] = VisualTokens(name, out["visual_tokens"][0], kept, deepstack)
             found[name] = self._visual[name]
@@ -228,22 +249,35 @@ class Session:
         same = min(same, len(rows.sources) - 1)
         while 0 < same < len(rows.segments) and rows.segments[same] and rows.segments[same - 1] == rows.segments[same]:
             same -= 1  # rows that see each other both ways come together
+        if self.plan.cuts:
+            if self.plan.needs_prompt and rows.runs.any():
+                return 0  # what was kept of the pictures depends on the question
+            while np.count_nonzero(rows.runs[:same]) % self._layout.rows:
+                same -= 1  # a picture is cut as a whole
         return same
 
     def _step(self, rows: Rows, length: int, statistics: Statistics, logit_rows: int = 1) -> NDArray[Any]:
         """Runs new rows behind the first `length` of the cache; returns the logits [logit_rows, vocabulary] of the last ones."""
         if self._running is not statistics:
             raise InputError("a newer call of this session's generate took over; one session answers one call at a time")
-        del self._cached[length:]
+        if length < len(self._cached):
+            del self._cached[length:]
+            self._pictures = sum(isinstance(source, tuple) for source in self._cached) // self._layout.rows
         count, start, found = len(rows.sources), 0, []
         first = count - logit_rows  # the first row whose logits are asked for
+        # a decoder takes a prompt in parts, but pictures that it cuts with all that stands around them
+        chunk = count if self.plan.cuts and rows.runs.any() else self._chunk
         while start < count:
-            end = min(start + self._chunk, count)
+            end = min(start + chunk, count)
             while end < count and rows.segments[end] and rows.segments[end - 1] == rows.segments[end]:
                 end += 1
-            wanted = np.arange(max(first, start), max(first, end)) - start
-            feeds = rows.feeds(start, end, length + start, wanted, len(self._stacked))
-            found.append(self._decoder.run(feeds)["logits"][0])
+            cut, last = self._cuts.feeds(rows.runs[start:end], self._cuts.lengths(len(self._cached), self._pictures))
+            wanted = np.arange(max(first, start), max(first, end)) - start - (end - start - last)  # among the last layer's rows
+            out = self._decoder.run({**rows.feeds(start, end, len(self._cached), wanted, len(self._stacked)), **cut})
+            found.append(out["logits"][0])
+            if rows.runs[start:end].any():
+                self._survived = {layer: out[f"kept.{layer}"] for layer in self._cuts.layers}
+                self._pictures += int(np.count_nonzero(rows.runs[start:end])) // self._layout.rows
             self._cached.extend(rows.sources[start:end])
             start = end
         return np.concatenate(found)

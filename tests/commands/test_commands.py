@@ -50,9 +50,12 @@ def test_version() -> None:
 def test_methods() -> None:
     rows = told("methods")
     assert [row["name"] for row in rows] == list(methods.METHODS)
-    assert {row["name"]: row["parameters"] for row in rows} == {"random": {"seed": 0}, "stride": {}, "pool": {}, "cls": {}, "dart": {"pivots": 8}}
+    assert {row["name"]: row["parameters"] for row in rows} == {
+        **{name: {} for name in methods.METHODS}, "random": {"seed": 0}, "dart": {"pivots": 8}, "cdpruner": {"sign": 1}, "pyramiddrop": {"cuts": 3},
+        "hiprune": {"alpha": 0.1, "layer": -1}, "vispruner": {"important": 50, "step": 64}, "visionzip": {"share": 84.375, "mean": 0, "columns": 0}}
+    assert {row["name"] for row in rows if row["needs_prompt"]} == {"dart", "cdpruner", "fastv", "pyramiddrop", "sparsevlm"}
     lines = stdout("methods").splitlines()
-    assert lines[0].split() == ["method", "kind", "sites", "parameters", "keeps", "paper"]
+    assert lines[0].split() == ["method", "kind", "sites", "reads", "the", "prompt", "parameters", "keeps", "paper"]
     assert [line.split()[0] for line in lines[1:]] == list(methods.METHODS)
 
 

@@ -19,14 +19,14 @@ import onnxruntime as ort
 import pytest
 
 from edgecomp import methods
-from edgecomp.compress import Recipe, compress, plan_name
+from edgecomp.compress import Recipe, Stage, compress, plan_name, planned
 from edgecomp.methods.base import BudgetError
 from edgecomp.writer import writing
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import EdgecompError, UnknownNameError
 
-STRIDE = Recipe(methods.make("stride"), "64")
-TWO = [Recipe(methods.make("dart"), "25%"), STRIDE]
+STRIDE = Recipe.of(methods.make("stride"), "64")
+TWO = [Recipe.of(methods.make("dart"), "25%"), STRIDE]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_plans_are_added_and_the_first_one_is_the_default(source: Path, tmp_path
     assert manifest.default_plan == "dart-144"
     assert all(set(plan.variants) == {"neutral", "onnxruntime"} for plan in manifest.plans.values())
     more = tmp_path / "more"
-    compress(tmp_path / "out", more, [Recipe(methods.make("cls"), "64")])
+    compress(tmp_path / "out", more, [Recipe.of(methods.make("cls"), "64")])
     assert list(Bundle.open(more).manifest.plans) == ["full", "dart-144", "stride-64", "cls-64"]
     assert Bundle.open(more).manifest.default_plan == "cls-64"
 
@@ -122,7 +122,7 @@ def test_the_same_twice_is_the_same_byte_for_byte(source: Path, tmp_path: Path) 
 
 
 def test_one_budget_in_two_spellings_is_one_plan(source: Path, tmp_path: Path) -> None:
-    recipes = [Recipe(methods.make("stride"), keep) for keep in ("144", "25%", " 25.0%")]
+    recipes = [Recipe.of(methods.make("stride"), keep) for keep in ("144", "25%", " 25.0%")]
     assert compress(source, tmp_path / "out", recipes) == ["stride-144"] * 3
     assert list(Bundle.open(tmp_path / "out").manifest.plans) == ["full", "stride-144"]
 
@@ -152,7 +152,7 @@ def test_no_recipes_lower_what_there_is(source: Path, tmp_path: Path) -> None:
 def test_the_manifest_counts_tokens_and_cache_rows(source: Path, tmp_path: Path) -> None:
     context = Bundle.open(source).manifest.decoder.context
     layers = 8
-    compress(source, tmp_path / "out", [*TWO, Recipe(methods.make("pool"), "576")])
+    compress(source, tmp_path / "out", [*TWO, Recipe.of(methods.make("pool"), "576")])
     plans = Bundle.open(tmp_path / "out").manifest.plans
     assert {name: plan.visual_tokens for name, plan in plans.items()} == {"full": 576, "dart-144": 144, "stride-64": 64, "pool-576": 576}
     assert {name: plan.cache_rows for name, plan in plans.items()} == {
@@ -179,21 +179,25 @@ def test_the_manifest_describes_what_onnxruntime_finds_in_the_graphs(source: Pat
         assert {(t.role, t.layer) for t in tensors if t.layer is not None} == set(itertools.product(("cache_key", "cache_value"), range(8)))
 
 
-@pytest.mark.parametrize(("recipe", "keep", "name"), [
-    (STRIDE, 64, "stride-64"),
-    (Recipe(methods.make("random"), "64"), 64, "random-64"),
-    (Recipe(methods.make("random", seed=1), "64"), 64, "random-64-seed1"),
-    (Recipe(methods.make("dart", pivots=4), "25%"), 144, "dart-144-pivots4"),
-    (Recipe(methods.make("cls"), "64", position="compact"), 64, "cls-64-compact"),
-    (Recipe(methods.make("random", seed=2), "64", position="compact"), 64, "random-64-seed2-compact"),
+@pytest.mark.parametrize(("recipe", "name"), [
+    (STRIDE, "stride-64"),
+    (Recipe.of(methods.make("random"), "64"), "random-64"),
+    (Recipe.of(methods.make("random", seed=1), "64"), "random-64-seed1"),
+    (Recipe.of(methods.make("dart", pivots=4), "25%"), "dart-144-pivots4"),
+    (Recipe.of(methods.make("cls"), "64", position="compact"), "cls-64-compact"),
+    (Recipe.of(methods.make("random", seed=2), "64", position="compact"), "random-64-seed2-compact"),
+    (Recipe.of(methods.make("stride"), "64", "decoder:3"), "stride-64-decoder3"),
+    (Recipe.of(methods.make("fastv"), "64", windows=(4, 4)), "fastv-64-decoder2-windows4x4"),
+    (Recipe.of(methods.make("cdpruner"), "64"), "cdpruner-64"),
+    (Recipe((Stage(methods.make("pool"), "25%"), Stage(methods.make("fastv"), "50%", "decoder:4"))), "pool-144+fastv-72-decoder4"),
 ])
-def test_a_plans_name_says_what_differs_from_the_defaults(recipe: Recipe, keep: int, name: str) -> None:
-    assert plan_name(recipe, keep) == name
+def test_a_plans_name_says_what_differs_from_the_defaults(demo: Path, recipe: Recipe, name: str) -> None:
+    assert plan_name(recipe, planned(recipe, Bundle.open(demo).manifest)) == name
 
 
 def test_plans_of_other_parameters_and_positions_stand_side_by_side(source: Path, tmp_path: Path) -> None:
-    recipes = [Recipe(methods.make("random"), "64"), Recipe(methods.make("random", seed=1), "64"),
-               Recipe(methods.make("random"), "64", position="compact")]
+    recipes = [Recipe.of(methods.make("random"), "64"), Recipe.of(methods.make("random", seed=1), "64"),
+               Recipe.of(methods.make("random"), "64", position="compact")]
     assert compress(source, tmp_path / "out", recipes) == ["random-64", "random-64-seed1", "random-64-compact"]
     bundle = Bundle.open(tmp_path / "out")
     assert [bundle.manifest.plans[n].position for n in ("random-64", "random-64-seed1", "random-64-compact")] == ["keep", "keep", "compact"]
@@ -206,14 +210,28 @@ def test_plans_of_other_parameters_and_positions_stand_side_by_side(source: Path
 # what is refused, before anything is written
 
 REFUSED: dict[str, tuple[Callable[[], Recipe], type[Exception], str]] = {
-    "method": (lambda: Recipe(methods.make("drat"), "64"), UnknownNameError, "dart"),
-    "parameter": (lambda: Recipe(methods.make("dart", seed=1), "64"), EdgecompError, "no parameter 'seed'; it has pivots"),
-    "site": (lambda: Recipe(methods.make("dart"), "64", site="decoder:2"), EdgecompError, "cannot stand at 'decoder:2'; it can at projector"),
-    "position": (lambda: Recipe(methods.make("dart"), "64", position="kept"), EdgecompError, "'kept' is none of keep, compact"),
-    "budget": (lambda: Recipe(methods.make("dart"), "577"), BudgetError, "choose 1 to 576"),
-    "no number": (lambda: Recipe(methods.make("dart"), "many"), BudgetError, "'many' is neither a count such as 64"),
-    "grid": (lambda: Recipe(methods.make("pool"), "577%"), BudgetError, "choose 1 to 576"),
-    "cells": (lambda: Recipe(methods.make("pool"), "131"), BudgetError, "the nearest budgets are"),
+    "method": (lambda: Recipe.of(methods.make("drat"), "64"), UnknownNameError, "dart"),
+    "parameter": (lambda: Recipe.of(methods.make("dart", seed=1), "64"), EdgecompError, "no parameter 'seed'; it has pivots"),
+    "site": (lambda: Recipe.of(methods.make("cls"), "64", site="decoder:2"), EdgecompError,
+             "cannot stand at 'decoder:2'; it can at projector, encoder:LAYER"),
+    "no site": (lambda: Recipe.of(methods.make("stride"), "64", site="attic"), EdgecompError, "cannot stand at 'attic'"),
+    "no layer": (lambda: Recipe.of(methods.make("stride"), "64", site="decoder:8"), EdgecompError, "behind the last place for a cut, decoder:7"),
+    "no encoder layer": (lambda: Recipe.of(methods.make("stride"), "64", site="encoder:9"), EdgecompError, "the last place for a cut, encoder:8"),
+    "first layer's attention": (lambda: Recipe.of(methods.make("cls"), "64", site="encoder:0"), EdgecompError, "use encoder:1 or later"),
+    "order": (lambda: Recipe((Stage(methods.make("fastv"), "64"), Stage(methods.make("stride"), "36", "projector"))), EdgecompError, "follow each other"),
+    "one layer twice": (lambda: Recipe((Stage(methods.make("fastv"), "64"), Stage(methods.make("stride"), "36", "decoder:2"))), EdgecompError,
+                        "follow each other"),
+    "more than came": (lambda: Recipe((Stage(methods.make("pool"), "64"), Stage(methods.make("fastv"), "65"))), BudgetError, "choose 1 to 64"),
+    "grid after a choice": (lambda: Recipe((Stage(methods.make("cls"), "64"), Stage(methods.make("pool"), "16", "decoder:2"))), BudgetError,
+                            "needs tokens that form a grid"),
+    "windows after a choice": (lambda: Recipe((Stage(methods.make("cls"), "64"), Stage(methods.make("fastv"), "16", "", (2, 2)))), BudgetError,
+                               "windows of 2x2 need tokens that form a grid"),
+    "many windows": (lambda: Recipe.of(methods.make("cls"), "64", windows=(25, 1)), BudgetError, "do not fit into a grid of 24x24"),
+    "position": (lambda: Recipe.of(methods.make("dart"), "64", position="kept"), EdgecompError, "'kept' is none of keep, compact"),
+    "budget": (lambda: Recipe.of(methods.make("dart"), "577"), BudgetError, "choose 1 to 576"),
+    "no number": (lambda: Recipe.of(methods.make("dart"), "many"), BudgetError, "'many' is neither a count such as 64"),
+    "grid": (lambda: Recipe.of(methods.make("pool"), "577%"), BudgetError, "choose 1 to 576"),
+    "cells": (lambda: Recipe.of(methods.make("pool"), "131"), BudgetError, "the nearest budgets are"),
 }
 
 
@@ -305,7 +323,7 @@ def say(line):
     if line.startswith("lowering"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-compress(Path(sys.argv[1]), Path(sys.argv[2]), [Recipe(methods.make("stride"), "64")], say=say)
+compress(Path(sys.argv[1]), Path(sys.argv[2]), [Recipe.of(methods.make("stride"), "64")], say=say)
 """
 
 

@@ -17,10 +17,10 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from edgecomp import methods
+from edgecomp.budget import Reduction, Tokens
 from edgecomp.dialects import lowering
 from edgecomp.dialects.onnxruntime import lower
 from edgecomp.ir.graphs import load, save
-from edgecomp.methods.base import Place
 from edgecomp.passes.splice import at_projector
 from edgecomp_runtime import images
 from edgecomp_runtime.bundle import Bundle
@@ -143,7 +143,7 @@ def pixels(bundle: Bundle, scenes: Path) -> np.ndarray:
 def test_the_vision_graph_and_a_method_compute_what_they_did(bundle: Bundle, tmp_path: Path, pixels: np.ndarray, name: str) -> None:
     (tmp_path / "weights.bin").hardlink_to(bundle.file("graphs/weights.bin"))
     model = load(bundle.file("graphs/vision.onnx"))
-    at_projector(model, bundle.manifest.vision, methods.make(name), [Place((24, 24), 64)], expose=True)
+    at_projector(model, bundle.manifest.vision, Reduction.of(methods.make(name), Tokens.of(bundle.manifest), 64), expose=True)
     save(model, tmp_path / "neutral.onnx")
     lower(model)
     save(model, tmp_path / "lowered.onnx")

@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from edgecomp import methods
+from edgecomp.budget import Reduction, Tokens
 from edgecomp.dialects import lowering
 from edgecomp.ir.graphs import load, save
 from edgecomp.methods.base import Method, Place, Selection
 from edgecomp.methods.random import Random
 from edgecomp.methods.reference import follow
-from edgecomp.passes.signals import SIGNALS
+from edgecomp.passes.signals import DECODER, VISION
 from edgecomp.passes.splice import at_projector
 from edgecomp_runtime import images
 from edgecomp_runtime.bundle import Bundle
@@ -59,7 +60,7 @@ class Exposed:
     def __call__(self, method: Method, keep: int) -> dict[str, np.ndarray]:
         if (method, keep) not in self.seen:
             model, path = load(self.bundle.file("graphs/vision.onnx")), self.folder / "vision.onnx"
-            at_projector(model, self.bundle.manifest.vision, method, [Place(GRID, keep)], expose=True)
+            at_projector(model, self.bundle.manifest.vision, Reduction.of(method, Tokens.of(self.bundle.manifest), keep), expose=True)
             lowering("onnxruntime")(model)
             save(model, path)
             self.seen[method, keep] = run(path, self.pixels)
@@ -104,7 +105,7 @@ def test_the_graph_follows_the_rule_at_every_step(exposed: Exposed, name: str, k
     out = exposed(method, keep)
     clear = 0
     for picture in range(len(PICTURES)):
-        signals = [out[s][picture].astype(np.float64) for s in method.taxonomy.signals]
+        signals = [out[s][picture].astype(np.float64) for s in method.signals("projector")]
         checks = follow(method.rule(Place(GRID, keep), out["features"][picture].astype(np.float64), *signals), out["order"][picture])
         assert all(c.agrees or c.margin < TIE for c in checks)
         clear += all(c.margin >= TIE for c in checks)
@@ -264,8 +265,10 @@ def test_every_method_says_what_it_is(name: str) -> None:
     assert method.name == name
     assert method.taxonomy.kind in ("pruning", "merging")
     assert re.fullmatch(r"arXiv \d{4}\.\d{5}", method.taxonomy.paper)
-    assert set(method.taxonomy.signals) <= set(SIGNALS)
     assert method.taxonomy.sites and type(method).__doc__
+    for site in method.taxonomy.sites:
+        known = DECODER if site == "decoder" else (*VISION, *DECODER)
+        assert {signal.partition(":")[0] for signal in method.signals(site)} <= set(known)
 
 
 def test_an_unknown_method_or_parameter_is_one_clear_line() -> None:
@@ -282,4 +285,4 @@ def test_an_unknown_method_or_parameter_is_one_clear_line() -> None:
 def test_cls_refuses_a_tower_without_a_cls_token(bundle: Bundle) -> None:
     model = load(bundle.file("graphs/vision.onnx"))
     with pytest.raises(EdgecompError, match="no CLS token"):
-        at_projector(model, replace(bundle.manifest.vision, has_cls=False), methods.make("cls"), [Place(GRID, 64)])
+        at_projector(model, replace(bundle.manifest.vision, has_cls=False), Reduction.of(methods.make("cls"), Tokens.of(bundle.manifest), 64))

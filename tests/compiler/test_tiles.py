@@ -16,13 +16,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from edgecomp import methods
-from edgecomp.budget import nearest, places, quotas
+from edgecomp.budget import Reduction, Tokens, nearest, parts_of, places_of, quotas
+from edgecomp.canvas import on_canvas
 from edgecomp.dialects import lowering
 from edgecomp.ir.graphs import describe
 from edgecomp.methods import reference
 from edgecomp.methods.base import BudgetError, Merging, Method, Place
-from edgecomp.passes.splice import at_projector, places_of
-from edgecomp.profiling import on_canvas
+from edgecomp.passes.splice import at_projector
 from edgecomp_runtime.manifest import Manifest, TileInfo
 
 WIDTH = 5
@@ -46,7 +46,7 @@ def shared(sizes: Sequence[int], keep: int, overview: int) -> list[int]:
 def test_parts_are_equal_but_for_full_tiles_and_the_remainder(sizes: list[int], data: st.DataObject) -> None:
     keep = data.draw(st.integers(len(sizes), sum(sizes)))
     overview = data.draw(st.sampled_from([0, len(sizes) - 1]))
-    parts = quotas(sizes, keep, overview)
+    parts = quotas(sizes, keep, [overview, *(n for n in range(len(sizes)) if n != overview)])
     assert parts == shared(sizes, keep, overview)
     assert sum(parts) == keep and all(1 <= part <= size for part, size in zip(parts, sizes))
     waiting = [part for part, size in zip(parts, sizes) if part < size]
@@ -57,7 +57,7 @@ def test_parts_are_equal_but_for_full_tiles_and_the_remainder(sizes: list[int], 
     ([576] * 5, 100, 0, [20] * 5), ([576] * 5, 103, 0, [21, 21, 21, 20, 20]), ([576] * 5, 103, 4, [21, 21, 20, 20, 21]),
     ([9, 100, 100], 60, 0, [9, 26, 25]), ([9, 100, 100], 60, 2, [9, 25, 26]), ([4, 4], 8, 1, [4, 4]), ([7], 3, 0, [3]), ([2, 9], 11, 0, [2, 9])])
 def test_parts_as_they_are_documented(sizes: list[int], keep: int, overview: int, parts: list[int]) -> None:
-    assert quotas(sizes, keep, overview) == parts
+    assert quotas(sizes, keep, [overview, *(n for n in range(len(sizes)) if n != overview)]) == parts
 
 
 @st.composite
@@ -131,6 +131,10 @@ def test_the_nearest_budget_is_one_that_can_be_made_and_none_is_nearer(picture: 
     assert nearest(picture, method, keep) == min(filter(can, range(1, picture.vision.tokens + 1)), key=lambda k: (abs(k - keep), k))
 
 
+def places(picture: Manifest, keep: int) -> tuple[Place, ...]:
+    return tuple(part.place for part in parts_of(Tokens.of(picture), keep))
+
+
 # what is kept
 
 def graph(picture: Manifest, stacked: int, dtype: ir.DataType) -> ir.Model:
@@ -178,7 +182,7 @@ def test_each_tile_keeps_its_part_by_the_methods_own_rule(case: tuple[Manifest, 
     picture, method, parts = case
     pixels = np.random.default_rng(seed).normal(0, 2, (images, picture.vision.tokens, WIDTH)).astype(dtype.numpy())
     model = graph(picture, stacked, dtype)
-    at_projector(model, picture.vision, method, parts)
+    at_projector(model, picture.vision, Reduction.of(method, Tokens.of(picture), sum(place.keep for place in parts)))
     described = {t.name: (t.role, t.shape, t.layer) for t in describe(model).outputs}
     total = sum(place.keep for place in parts)
     assert described == {"visual_tokens": ("visual_tokens", ("images", total, WIDTH), None), "kept": ("kept", ("images", total), None),
@@ -208,8 +212,8 @@ def test_each_tile_keeps_its_part_by_the_methods_own_rule(case: tuple[Manifest, 
 @given(pictures(), st.sampled_from(METHODS), st.integers(1, 2), st.integers(0, 2), st.integers(0, 10**6))
 def test_a_budget_of_everything_keeps_everything_separators_among_it(picture: Manifest, method: Method, images: int, stacked: int, seed: int) -> None:
     pixels = np.random.default_rng(seed).normal(0, 2, (images, picture.vision.tokens, WIDTH)).astype(np.float32)
-    model, parts = graph(picture, stacked, ir.DataType.FLOAT), places(picture, picture.vision.tokens)
-    at_projector(model, picture.vision, method, parts, whole=picture.vision.tokens > sum(place.keep for place in parts))
+    model = graph(picture, stacked, ir.DataType.FLOAT)
+    at_projector(model, picture.vision, Reduction.of(method, Tokens.of(picture), picture.vision.tokens))
     out = run(model, pixels)
     assert out["kept"].tolist() == [list(range(picture.vision.tokens))] * images
     for factor, name in enumerate(["visual_tokens", *(f"deepstack.{n}" for n in range(stacked))], 1):

@@ -16,12 +16,12 @@ from transformers.image_utils import load_image
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from edgecomp import methods
+from edgecomp.canvas import on_canvas
 from edgecomp.compile import compile_model
 from edgecomp.compress import Recipe, compress
 from edgecomp.methods import reference as rules
 from edgecomp.methods.base import BudgetError, Place
 from edgecomp.passes.splice import places_of
-from edgecomp.profiling import on_canvas
 from edgecomp_export.families import family_of
 from edgecomp_export.families.base import Geometry
 from edgecomp_export.families.llava_next import Anyres, LlavaNext, pack
@@ -56,7 +56,7 @@ class Made:
         self.variant, choices, plans = CASES[case]
         self.config, self.geometry = tiny.config(self.variant), Geometry(**choices)
         self.checkpoint, self.bundle = tiny.make(self.variant, folder / "checkpoint", source), folder / "bundle"
-        compile_model(str(self.checkpoint), self.bundle, [Recipe(methods.make(method), keep) for method, keep in plans], **choices)
+        compile_model(str(self.checkpoint), self.bundle, [Recipe.of(methods.make(method), keep) for method, keep in plans], **choices)
         self.reference = Reference(str(self.checkpoint), "eager", self.geometry)
 
     def session(self, plan: str = "full") -> Session:
@@ -143,7 +143,7 @@ def test_budgets_between_the_tiles_tokens_and_all_are_refused(made: Made, tmp_pa
     assert tokens < vision.tokens, "there are newlines"
     for keep in [vision.tokens - 1] * (tokens < vision.tokens - 1) + [tokens + 1] * (tokens + 1 < vision.tokens) + list(range(1, len(vision.tiles))):
         with pytest.raises(BudgetError, match=f"choose {len(vision.tiles)} to {tokens}, or all {vision.tokens}"):
-            compress(made.bundle, tmp_path / "bundle", [Recipe(methods.make("stride"), str(keep))])
+            compress(made.bundle, tmp_path / "bundle", [Recipe.of(methods.make("stride"), str(keep))])
 
 
 @pytest.mark.parametrize("case", ["next-2x2-unpadded", "ov-scaled"])

@@ -46,7 +46,7 @@ def made(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     for variant in tiny_gemma.VARIANTS:
         folder = tiny_gemma.make(variant, tmp_path_factory.mktemp(variant) / "checkpoint", checkpoint)
         compress = ("gemma3", "paligemma2")
-        recipes = [Recipe(methods.make("dart"), "25%"), Recipe(methods.make("pool"), "4")] if variant in compress else []
+        recipes = [Recipe.of(methods.make("dart"), "25%"), Recipe.of(methods.make("pool"), "4")] if variant in compress else []
         compile_model(str(folder), folder.parent / "bundle", recipes)
         found[variant] = folder, Bundle.open(folder.parent / "bundle")
     return found

@@ -33,7 +33,7 @@ def source(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
 def bundle(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     out = tmp_path_factory.mktemp(request.param) / "bundle"
-    recipes = [Recipe(methods.make("dart"), "7"), Recipe(methods.make("cls"), "5"), Recipe(methods.make("pool"), "4")]
+    recipes = [Recipe.of(methods.make("dart"), "7"), Recipe.of(methods.make("cls"), "5"), Recipe.of(methods.make("pool"), "4")]
     compile_model(str(source), out, recipes, precision=request.param)
     return Bundle.open(out)
 
@@ -112,7 +112,7 @@ def test_a_plan_that_mixes_up_its_rows_is_refused(source: Path, tmp_path: Path, 
     honest = base.gather
     monkeypatch.setattr(base, "gather", lambda op, features, indices: honest(op, features, op.Sub(op.Add(indices, [1]), [0])))
     with pytest.raises(VerificationError, match="visual_tokens of plan stride-4 differs by"):
-        compile_model(str(source), tmp_path / "bundle", [Recipe(methods.make("stride"), "4")], verify=True)
+        compile_model(str(source), tmp_path / "bundle", [Recipe.of(methods.make("stride"), "4")], verify=True)
 
 
 def test_a_chat_template_without_a_place_for_pictures_is_refused(source: Path, tmp_path: Path) -> None:

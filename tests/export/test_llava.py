@@ -53,7 +53,7 @@ def assert_same(folder: Path, session: Session, image: Any, question: str, atten
 def test_every_shape_of_llava_says_what_hugging_face_says(variant: str, checkpoint: Path, tmp_path: Path) -> None:
     folder = tiny.make(variant, tmp_path / "checkpoint", checkpoint, shard="100KB")
     assert len(list(folder.glob("*.safetensors"))) > 1, "the checkpoint comes in shards"
-    compile_model(str(folder), tmp_path / "bundle", [Recipe(methods.make("dart"), "7")])
+    compile_model(str(folder), tmp_path / "bundle", [Recipe.of(methods.make("dart"), "7")])
     bundle = Bundle.open(tmp_path / "bundle")
     attention = "eager" if "softcap" in variant else "sdpa"
     assert_same(folder, Session(bundle, plan="full"), PICTURE, QUESTION, attention)
@@ -102,7 +102,7 @@ def test_two_pictures_in_one_prompt(demo: Path, checkpoint: Path, scenes: Path) 
 
 def test_compact_positions_equal_hugging_face_on_a_shorter_prompt(demo: Path, checkpoint: Path, scenes: Path, tmp_path: Path) -> None:
     from edgecomp.compress import compress
-    name, = compress(demo, tmp_path / "bundle", [Recipe(methods.make("cls"), "64", position="compact")])
+    name, = compress(demo, tmp_path / "bundle", [Recipe.of(methods.make("cls"), "64", position="compact")])
     session = Session(Bundle.open(tmp_path / "bundle"), plan=name)
     found = verify(session, Reference(str(checkpoint)), [(scenes / "images/scene-03.jpg", "describe the image.")])
     assert found[0].same and found[0].logits < TOLERANCE["fp32 logits"]

@@ -45,7 +45,7 @@ class Made:
         harness.randomise(model)
         processor = QianfanOCRProcessor(GotOcr2ImageProcessorPil(size={"height": side, "width": side}), tokenizer, self.each, template)
         self.checkpoint, self.bundle = harness.write(model, tokenizer, processor, folder / "checkpoint"), folder / "bundle"
-        compile_model(str(self.checkpoint), self.bundle, [Recipe(methods.make("dart"), budget)], tiles=tiles)
+        compile_model(str(self.checkpoint), self.bundle, [Recipe.of(methods.make("dart"), budget)], tiles=tiles)
         self.processor = AutoProcessor.from_pretrained(self.checkpoint)
         self.reference = Reference(str(self.checkpoint), "eager", Geometry(tiles=tiles))
 

@@ -71,9 +71,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
                 arguments += ["--image-size", f"{size[0]}x{size[1]}"]
             result = CliRunner().invoke(main, arguments)
             assert result.exit_code == 0, result.output
-            more = [Recipe(methods.make("dart"), "40%", position="compact")]
+            more = [Recipe.of(methods.make("dart"), "40%", position="compact")]
             if variant == "qwen3-wide-heads":  # pooled features of the deepstack, too
-                more.append(Recipe(methods.make("pool"), "4"))
+                more.append(Recipe.of(methods.make("pool"), "4"))
             compress(folder / "bundle", folder / "bundle", more)
             found[variant] = Made(tiny_qwen.VARIANTS[variant], folder / "checkpoint", Bundle.open(folder / "bundle"))
         return found[variant]

@@ -39,7 +39,7 @@ class Made:
     def __init__(self, name: str, folder: Path, source: Path):
         self.name, self.geometry = name, tiny.VARIANTS[name].geometry
         self.checkpoint, self.bundle = tiny.make(name, folder / "checkpoint", source), folder / "bundle"
-        compile_model(str(self.checkpoint), self.bundle, [Recipe(methods.make(m), k) for m, k in RECIPES[name]],
+        compile_model(str(self.checkpoint), self.bundle, [Recipe.of(methods.make(m), k) for m, k in RECIPES[name]],
                       image_size=self.geometry.image_size, tiles=self.geometry.tiles)
         self.reference = Reference(str(self.checkpoint), "eager", self.geometry)
 

@@ -77,9 +77,9 @@ def config(family: str, text: dict[str, Any] | None = None, vision: dict[str, An
     return CLASSES[family][0](**parts, tie_word_embeddings=tied, **IDS)
 
 
-def make(variant: str, folder: Path, tokenizer_from: Path, dtype: torch.dtype = torch.float32, scale: float = 0.2) -> Path:
+def make(variant: str | Variant, folder: Path, tokenizer_from: Path, dtype: torch.dtype = torch.float32, scale: float = 0.2) -> Path:
     """Writes a checkpoint with random weights (seed 0), the demonstration model's tokenizer and Qwen's chat template."""
-    chosen = VARIANTS[variant]
+    chosen = VARIANTS[variant] if isinstance(variant, str) else variant
     model = CLASSES[chosen.family][1](config(chosen.family, chosen.text, chosen.vision, chosen.tied))
     randomise(model, scale)
     write(model, tokenizer_with(tokenizer_from, SPECIAL, TEMPLATE), Qwen2VLImageProcessorPil(**chosen.processor), folder, dtype)

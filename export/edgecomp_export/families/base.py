@@ -169,7 +169,7 @@ class Family(ABC):
 
         def batch(values: Any) -> torch.Tensor:  # some families give one tensor, others one each picture
             every: torch.Tensor = torch.cat(list(values)) if isinstance(values, (list, tuple)) else values
-            return every.reshape(len(pixels), self.tokens(), -1)
+            return every.reshape(len(pixels), -1, every.shape[-1])
         return batch(found.pooler_output), [batch(layer) for layer in getattr(found, "deepstack_features", None) or []]
 
     def hf_hidden(self, hidden: NDArray[np.float32], images: int) -> NDArray[np.float32]:

@@ -29,8 +29,9 @@ class NullGraph:
             if not is_state(tensor.role):
                 shape = [sizes[s] if isinstance(s, str) else s for s in tensor.shape]
                 outputs[tensor.key] = np.zeros(shape, tensor.dtype)
-        if "kept" in outputs:
-            outputs["kept"] += np.arange(outputs["kept"].shape[1])
+        for key in outputs:
+            if key.startswith("kept"):
+                outputs[key] += np.arange(outputs[key].shape[1])
         if "logits" in outputs:
             rows = int(feeds["length"][0]) + feeds["embeddings"].shape[1]
             outputs["logits"][..., rows % outputs["logits"].shape[-1]] = 1

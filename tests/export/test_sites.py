@@ -1,0 +1,254 @@
+"""Every method at every site that it suits, in every family: the bundle says what Hugging Face's model says with the same tokens taken out live,
+and those tokens are the ones that the method's numpy rule takes of what the graph saw."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import harness
+import live
+import numpy as np
+import pytest
+import tiny
+import tiny_anyres
+import tiny_gemma
+import tiny_qwen
+import tiny_tiled
+from exposed import Exposed, Seen, by_rule, follows
+from PIL import Image
+
+from edgecomp import methods
+from edgecomp.compile import compile_model
+from edgecomp.compress import Cut, Recipe, Stage, compress, plan_name, planned
+from edgecomp_export.families.base import Geometry
+from edgecomp_export.reference import Reference
+from edgecomp_runtime import Bundle, Session
+from edgecomp_runtime.errors import EdgecompError
+from edgecomp_runtime.generation import Statistics
+from edgecomp_runtime.rows import following
+
+TOLERANCE = 1e-4  # absolute, of logits up to about 10
+STEPS = 10
+ASKED = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is written here?"}]}]
+TWICE = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "which of these\nis it?"}]}]
+TURNS = harness.conversation(True)
+ANSWER = [int(i) for i in np.random.default_rng(5).integers(20, 400, STEPS)]
+
+
+def plan(*stages: str, compact: bool = False) -> Recipe:
+    """A recipe from its stages as 'method[,parameter=value] keep site [windows]'."""
+    found = []
+    for stage in stages:
+        name, keep, site, *windows = stage.split()
+        method, *given = name.split(",")
+        values = {key: int(value) for key, value in (one.split("=") for one in given)}
+        rows, columns = map(int, windows[0].split("x")) if windows else (0, 0)
+        found.append(Stage(methods.make(method, **values), keep, site, (rows, columns) if windows else None))
+    return Recipe(tuple(found), "compact" if compact else "keep")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny checkpoint, the plans that are put into it, and the prompts that they are asked: one with a picture and one with two."""
+    maker: ModuleType
+    variant: Any
+    plans: tuple[Recipe, ...]
+    geometry: Geometry = field(default_factory=Geometry)
+    twice: list[dict[str, Any]] = field(default_factory=lambda: TURNS)
+
+
+QWEN3 = tiny_qwen.Variant("qwen3_vl", (64, 160), {"num_hidden_layers": 4, "head_dim": 32, "rope_parameters": {
+    "rope_type": "default", "rope_theta": 5e6, "mrope_section": [6, 5, 5], "mrope_interleaved": True}}, {"deepstack_visual_indexes": [0, 2]}, tiny_qwen.SIXTEEN)
+CASES = {
+    # CLIP with CLS, three decoder layers, grouped heads, tied: every method at each of its sites
+    "llava": Case(tiny, "gqa-tied", (
+        plan("random 9 decoder:1"), plan("stride 8 decoder:2", compact=True), plan("pool 9 decoder:1"), plan("grid 9 decoder:2"),
+        plan("dart 10 decoder:1", compact=True), plan("divprune 9 decoder:2"), plan("fastv 7 decoder:2"), plan("sparsevlm 6 decoder:1"),
+        plan("pyramiddrop 5 decoder:1", compact=True), plan("fastv 11 decoder:1 2x2", compact=True), plan("sparsevlm 11 decoder:2 1x3"),
+        plan("dart,pivots=3 11 decoder:2 2x2"), plan("stride 6 decoder:0", compact=True),
+        plan("cdpruner 8 projector"), plan("cdpruner,sign=-1 10 projector 2x2", compact=True), plan("random 9 projector"), plan("stride 8 projector"),
+        plan("pool 6 projector", compact=True), plan("grid 9 projector"), plan("cls 7 projector"), plan("dart 12 projector 2x2"),
+        plan("divprune 9 projector"), plan("hiprune 12 projector"), plan("vispruner 8 projector"), plan("tome 9 projector", compact=True),
+        plan("random 9 encoder:0", compact=True), plan("stride 12 encoder:3"), plan("pool 9 encoder:1"), plan("grid 9 encoder:2"),
+        plan("cls 9 encoder:2"), plan("dart 8 encoder:1 2x2"), plan("divprune 9 encoder:3"), plan("vispruner 8 encoder:1"),
+        plan("visionzip 10 encoder:3", compact=True), plan("visionzip,columns=1 10 encoder:2"), plan("cls 10 encoder:1 2x2"),
+        plan("cls 16 projector", "fastv 6 decoder:1", compact=True), plan("cls 16 encoder:2", "divprune 9 projector", "cdpruner 6 projector"),
+        plan("pool 16 projector", "pool 4 decoder:1"), plan("random 20 encoder:1", "dart 12 decoder:1", "fastv 5 decoder:2"),
+        plan("stride 20 projector", "stride 9 projector", compact=True), plan("cdpruner 12 projector", "dart 7 decoder:2", compact=True))),
+    # SigLIP without CLS, untied, a head for each key
+    "siglip": Case(tiny, "siglip-full", (
+        plan("random 9 encoder:2"), plan("stride 9 encoder:4", compact=True), plan("visionzip,columns=1 10 encoder:4"), plan("hiprune 10 projector"),
+        plan("dart 9 decoder:1"), plan("fastv 8 decoder:1", compact=True), plan("tome 10 projector"))),
+    "window": Case(tiny, "mistral-window", (
+        plan("stride 5 decoder:1"), plan("dart 7 decoder:2", compact=True), plan("random 6 projector"), plan("cdpruner 6 projector"))),
+    "softcap": Case(tiny, "gemma2-softcap", (plan("fastv 7 decoder:2"), plan("sparsevlm 7 decoder:2", compact=True), plan("pyramiddrop 7 decoder:1"))),
+    "unlike heads": Case(tiny, "mha-untied-biased", (plan("fastv 7 decoder:1"), plan("dart 7 decoder:2", compact=True), plan("sparsevlm 7 decoder:1"))),
+    "qwen2": Case(tiny_qwen, "qwen2-sliding-tied", (
+        plan("fastv 4 decoder:1"), plan("dart 5 decoder:1"), plan("random 4 projector", compact=True)), Geometry((56, 140))),
+    "qwen2.5": Case(tiny_qwen, "qwen2.5-ragged", (
+        plan("fastv 13 decoder:1"), plan("dart 13 decoder:1 2x3"), plan("pool 12 decoder:1"), plan("cdpruner 12 projector"),
+        plan("random 11 projector", compact=True), plan("stride 20 projector", "fastv 7 decoder:1"), plan("sparsevlm 13 decoder:1")),
+        Geometry((168, 252))),
+    # features go into the decoder behind layers 0 and 1: cuts before, between and after
+    "qwen3": Case(tiny_qwen, QWEN3, (
+        plan("cdpruner 4 projector"), plan("dart 4 decoder:1"), plan("fastv 4 decoder:2"), plan("pool 2 decoder:1"), plan("random 4 decoder:3"),
+        plan("pyramiddrop 2 decoder:1"), plan("pool 5 projector", "fastv 3 decoder:1"), plan("dart 4 projector", compact=True),
+        plan("stride 7 projector", "stride 5 projector", "sparsevlm 3 decoder:1")), Geometry((64, 160))),
+    # tiles, each a run of its own in the prompt
+    "idefics3": Case(tiny_tiled, "idefics3-2x2", (
+        plan("fastv 23 decoder:1"), plan("dart 33 decoder:1", compact=True), plan("pool 20 decoder:1"), plan("cdpruner 21 projector"),
+        plan("stride 40 projector", "fastv 17 decoder:1"), plan("random 40 decoder:1 2x2")), Geometry(tiles=4)),
+    "internvl": Case(tiny_tiled, "internvl-1x2", (
+        plan("fastv 7 decoder:1"), plan("sparsevlm 7 decoder:1", compact=True), plan("stride 8 projector", "random 5 decoder:1"),
+        plan("cdpruner 7 projector")), Geometry(tiles=2)),
+    # tiles packed into one grid, with separators
+    "llava_next": Case(tiny_anyres, "next-llama", (
+        plan("fastv 31 decoder:1"), plan("dart 135 decoder:1"), plan("stride 25 decoder:1", compact=True), plan("pool 20 decoder:1"),
+        plan("cdpruner 26 projector"), plan("dart 40 projector", "fastv 11 decoder:1"))),
+    # pictures see themselves, the first layer looks through a window
+    "gemma3": Case(tiny_gemma, "gemma3", (
+        plan("dart 7 decoder:1"), plan("random 6 decoder:1", compact=True), plan("pool 4 decoder:1"), plan("cdpruner 6 projector"),
+        plan("pyramiddrop 5 decoder:1"), plan("stride 5 decoder:0"))),
+    # the prompt sees itself, also beyond the window
+    "paligemma": Case(tiny_gemma, "paligemma2", (
+        plan("dart 7 decoder:1"), plan("random 6 decoder:1", compact=True), plan("pyramiddrop 9 decoder:1"), plan("cdpruner 6 projector", compact=True),
+        plan("stride 9 encoder:1"), plan("visionzip,columns=1 8 encoder:2")), twice=TWICE),
+}
+PLANS = [(case, number) for case in CASES for number in range(len(CASES[case].plans))]
+
+
+class Recorded:
+    """A loaded graph that remembers what it was last fed and gave while pictures were in it."""
+
+    def __init__(self, graph: Any, wanted: str):
+        self.graph, self.wanted = graph, wanted
+        self.feeds: dict[str, np.ndarray] = {}
+        self.out: dict[str, np.ndarray] = {}
+
+    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        out: dict[str, np.ndarray] = self.graph.run(feeds)
+        if any(key.startswith(self.wanted) and value.size for key, value in feeds.items()):
+            self.feeds, self.out = {**feeds}, {key: value.copy() for key, value in out.items()}
+        return out
+
+
+class Made:
+    """A case's checkpoint, bundle and oracle."""
+
+    def __init__(self, case: Case, folder: Path, source: Path):
+        self.case = case
+        self.checkpoint = folder / "checkpoint"
+        self.checkpoint.mkdir()
+        case.maker.make(case.variant, self.checkpoint, source)
+        compile_model(str(self.checkpoint), folder / "bundle", [], image_size=case.geometry.image_size, tiles=case.geometry.tiles,
+                      context=256 if case.maker is tiny else 512)
+        compress(folder / "bundle", folder / "bundle", case.plans)
+        self.bundle = Bundle.open(folder / "bundle")
+        self.live = live.Live(Reference(str(self.checkpoint), "eager", case.geometry))
+        (folder / "exposed").mkdir()
+        self.exposed = Exposed(self.bundle, folder / "exposed")
+        canvas = self.bundle.manifest.image.canvas
+        self.pictures = harness.pictures(canvas, source.parent / "scenes")
+        if case.maker is tiny_qwen:  # which are made for exactly one size
+            self.pictures = [picture.resize(canvas[::-1]) for picture in self.pictures]
+
+    def prompt(self, session: Session, messages: list[dict[str, Any]]) -> tuple[list[int], list[np.ndarray], list[Image.Image]]:
+        """The whole prompt's ids, as HF has them, each picture's rows among those, and the pictures."""
+        manifest = self.bundle.manifest
+        given = self.pictures[:sum(part["type"] == "image" for message in messages for part in message["content"])]
+        ids, _ = session._prepare(messages, given, False, len(ANSWER))
+        spans = [tile.tokens for tile in manifest.vision.tiles] if manifest.vision.runs > 1 else [manifest.vision.tokens]
+        every, number = list[int](), 0
+        for i in ids:
+            every += [i] * spans[number % len(spans)] if i == manifest.text.image_id else [i]
+            number += i == manifest.text.image_id
+        rows = np.flatnonzero(np.array(every) == manifest.text.image_id).reshape(len(given), -1)
+        return every, list(rows), given
+
+
+@pytest.fixture(scope="module")
+def made(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    """Makes a case, once."""
+    found: dict[str, Made] = {}
+
+    def make(name: str) -> Made:
+        if name not in found:
+            found[name] = Made(CASES[name], tmp_path_factory.mktemp(name.replace(" ", "-")), checkpoint)
+        return found[name]
+    return make
+
+
+def told(session: Session, messages: list[dict[str, Any]], pictures: Sequence[Any]) -> np.ndarray:
+    """The logits [1 + STEPS, V] of a prefill and a decode step for each id of ANSWER."""
+    found = [session.score(messages, pictures, [])]
+    ids, pixels = session._prepare(messages, pictures, False, len(ANSWER))
+    rows, statistics = session._rows(ids, pixels, Statistics()), session._running
+    assert statistics is not None
+    for step, token in enumerate(ANSWER):
+        row = following([token], session._embed([token]), rows.next_position + step, len(rows.positions))
+        found.append(session._step(row, len(session._cached), statistics))
+    return np.concatenate(found)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step by the numpy rule of what the graph saw: each picture's weights [K, N] and places [K]."""
+    cut: Cut
+    weights: list[np.ndarray]
+    places: list[np.ndarray]
+
+    @staticmethod
+    def of(cut: Cut, seen: Seen, pictures: int) -> Step:
+        made = [by_rule(cut, seen, picture) for picture in range(pictures)]
+        return Step(cut, [weights for weights, _ in made], [places for _, places in made])
+
+
+def imposed(steps: Sequence[Step]) -> list[live.Cut]:
+    """The steps as the oracle makes them. What was cut in the tower leaves the decoder before its first layer."""
+    inside_tower = [step for step in steps if step.cut.kind == "encoder"]
+    found = [live.Cut("encoder", step.cut.layer, step.weights, step.places) for step in inside_tower]
+    if inside_tower:
+        tokens = inside_tower[0].cut.step.tokens.count
+        places = [np.arange(tokens)] * len(inside_tower[0].places)
+        for step in inside_tower:
+            places = [before[now] for before, now in zip(places, step.places)]
+        found.append(live.Cut("decoder", 0, [np.eye(tokens)[p] for p in places], places))
+    rest = [step for step in steps if step.cut.kind != "encoder"]
+    return [*found, *(live.Cut("decoder", step.cut.layer if step.cut.kind == "decoder" else 0, step.weights, step.places, follows(step.cut.step))
+                      for step in rest)]
+
+
+@pytest.mark.parametrize(("case", "number"), PLANS, ids=lambda value: str(value))
+def test_the_bundle_is_hugging_face_pruned_live(made: Callable[[str], Made], case: str, number: int) -> None:
+    it = made(case)
+    recipe = it.case.plans[number]
+    cuts = planned(recipe, it.bundle.manifest)
+    outside, inside = [cut for cut in cuts if not cut.in_decoder], [cut for cut in cuts if cut.in_decoder]
+    compact = recipe.position == "compact"
+    session = Session(it.bundle, plan=plan_name(recipe, cuts), threads=1)
+    session._decoder, session._vision = decoder, vision = Recorded(session._decoder, "visual_rows"), Recorded(session._vision, "pixels")
+    for messages in (ASKED, it.case.twice):
+        ids, rows, pictures = it.prompt(session, messages)
+        session.reset()
+        mine = told(session, messages, pictures)
+        pixels = it.live.pixels(pictures)
+        # the session sees one picture at a time
+        looks = [it.exposed.vision(outside, one[None].numpy()) for one in pixels] if outside else []
+        seen = [Seen(*(np.concatenate([look[step].features for look in looks]),
+                       [np.concatenate(signals) for signals in zip(*(look[step].signals for look in looks))], None)) for step in range(len(outside))]
+        if inside:
+            seen += it.exposed.decoder(inside, decoder.feeds, compact=compact)
+        steps = [Step.of(cut, saw, len(pictures)) for cut, saw in zip([*outside, *inside], seen, strict=True)]
+        for number, picture in enumerate(pictures):
+            places = np.arange(it.bundle.manifest.vision.tokens)
+            for step in steps[:len(outside)]:
+                places = places[step.places[number]]
+            assert session.visual_tokens(picture).kept.tolist() == places.tolist()
+            for step in steps[len(outside):]:
+                assert decoder.out[f"kept.{step.cut.layer}"][number].tolist() == step.places[number].tolist()
+        theirs = it.live.logits(ids, pixels, rows, imposed(steps), ANSWER, compact=compact)
+        assert np.abs(theirs).max() > 0.5
+        np.testing.assert_allclose(mine, theirs, atol=TOLERANCE, rtol=0)
