@@ -218,7 +218,8 @@ def _plan(name: str, recipe: Recipe, cuts: Sequence[Cut], manifest: Manifest, gr
     tiles = _by_tile(outside, manifest)
     return PlanInfo(steps, recipe.position, entering.keep if entering else manifest.vision.tokens, tiles,
                     tuple(cache_rows(keep, manifest) for keep in tokens_by_layer(cuts, manifest)), {"neutral": files},
-                    tuple(CutInfo(cut.layer, cut.step.tile_tokens) for cut in inside))
+                    tuple(CutInfo(cut.layer, by_tile if sum(by_tile) == cut.step.keep else (cut.step.keep,))  # all that came, separators too
+                          for cut in inside for by_tile in [cut.step.tile_tokens]))
 
 
 def _by_tile(cuts: Sequence[Cut], manifest: Manifest) -> tuple[int, ...]:

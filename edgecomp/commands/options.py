@@ -133,12 +133,12 @@ def recipes(methods: tuple[str, ...], keeps: tuple[str, ...], site: str, windows
     return made
 
 
-def method(spec: str) -> Method:
-    """'dart' or 'random:seed=1' as a method."""
+def method(spec: str, where: str = "") -> Method:
+    """'dart' or 'random:seed=1' as a method; `where` that was said, for errors."""
     from edgecomp import methods as table
     name, _, rest = spec.partition(":")
     kind = table.method_type(name)
-    return table.make(kind.name, **dict(_parameter(spec, part) for part in rest.split(",") if part))
+    return table.make(kind.name, **dict(_parameter(where or f"--method {spec}", part) for part in rest.split(",") if part))
 
 
 def _step(spec: str) -> tuple[Method, str, str]:
@@ -151,15 +151,15 @@ def _step(spec: str) -> tuple[Method, str, str]:
         layer, (keep, _, parameters) = f":{first}", rest.partition(":")
     if not keep:
         raise click.UsageError(f"--step {spec}: not METHOD:projector:K or METHOD:encoder|decoder:LAYER:K, such as fastv:decoder:2:64")
-    return method(f"{name}:{parameters}"), keep, f"{kind}{layer}"
+    return method(f"{name}:{parameters}", f"--step {spec}"), keep, f"{kind}{layer}"
 
 
-def _parameter(spec: str, part: str) -> tuple[str, float]:
+def _parameter(where: str, part: str) -> tuple[str, float]:
     name, _, value = part.partition("=")
     try:
         return name.strip(), int(value) if value.strip().lstrip("-").isdecimal() else float(value)
     except ValueError:
-        raise click.UsageError(f"{spec}: {part!r} is not PARAMETER=NUMBER") from None
+        raise click.UsageError(f"{where}: {part!r} is not PARAMETER=NUMBER") from None
 
 
 def columns(rows: Sequence[tuple[str, ...]], right: Callable[[int], bool] = lambda column: column > 0) -> str:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgecomp import __version__
-from edgecomp.commands.eval import reading
-from edgecomp.commands.options import JSON, KEEP, METHODS, STEPS, Pair, columns, method, print_json, recipes, say
+from edgecomp.commands.options import JSON, KEEP, METHODS, STEPS, Pair, columns, method, print_json, reading, recipes, say
+
+from edgecomp_runtime.errors import EdgecompError
 
 if TYPE_CHECKING:
     from edgecomp.compress import Recipe
@@ -50,7 +51,7 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads an operator where times are taken; one a core if left out.")
 @click.option("--jobs", type=click.IntRange(1, 1024), default=1, show_default=True,
               help="Processes that answer questions; with more than one each has one thread. Times are taken by one.")
-@click.option("--prepare", is_flag=True, help="Only write the bundle and the list of what is to be measured; `python -m edgecomp.sweep FOLDER` goes on.")
+@click.option("--prepare", is_flag=True, help="Only write the bundle and what is to be measured; `python -m edgecomp.sweep FOLDER` goes on.")
 @JSON
 def command(model: str, folder: Path, methods: tuple[str, ...], keeps: tuple[str, ...], sites: tuple[str, ...], positions: tuple[str, ...],
             windows: tuple[tuple[int, int], ...], steps: tuple[str, ...], seeds: tuple[int, ...], data: Path, layout: str | None,
@@ -65,16 +66,18 @@ def command(model: str, folder: Path, methods: tuple[str, ...], keeps: tuple[str
     \b
     edgecomp sweep BUNDLE -o sweep --method cls --method fastv --keep 64 --keep 25% --data questions.jsonl
     """
-    from edgecomp.sweep.__main__ import go_on
     from edgecomp.sweep.job import Job, data_hash
     from edgecomp.sweep.planning import Plans, make, neutral
+    from edgecomp.sweep.running import go_on
     asked = _combinations(methods, keeps, sites, positions, windows, steps, seeds)
-    job = Job(__version__, " ".join(["edgecomp", *sys.argv[1:]]), model, str(data.resolve()), layout, image_folder and str(image_folder.resolve()),
-              suffix, images, limit, repeats, ())
+    job = Job(__version__, " ".join(["edgecomp", *sys.argv[1:]]), model, str(data.resolve()), layout,
+              str(image_folder.resolve()) if image_folder else None, suffix, images, limit, repeats, ())
     data_hash(job.questions())  # what cannot be read is said before anything is made
     bundle = neutral(model, folder, say)
     plans = Plans(bundle.manifest, seeds)
     plans.add(asked)
+    if len(plans.cells) == 1:
+        raise EdgecompError(f"none of this can be made: {plans.skipped[0].combination}: {plans.skipped[0].reason}")
     make(bundle, plans, say, timed=repeats > 0)
     Job(**{**vars(job), "cells": tuple(plans.cells.values()), "skipped": tuple(plans.skipped)}).save(folder)
     for skipped in plans.skipped:
@@ -83,7 +86,7 @@ def command(model: str, folder: Path, methods: tuple[str, ...], keeps: tuple[str
         say(f"{folder} is ready, with {len(plans.cells)} cells: `python -m edgecomp.sweep {folder}` measures them")
         return
     try:
-        rows, failed = go_on(folder, jobs, threads)
+        rows, failed = go_on(folder, jobs=jobs, threads=threads, say=say)
     except KeyboardInterrupt:
         raise click.exceptions.Exit(130) from None
     say(f"{folder / 'report.html'}, sweep.csv and sweep.json there have {len(rows)} rows")
@@ -106,15 +109,15 @@ def _combinations(methods: tuple[str, ...], keeps: tuple[str, ...], sites: tuple
     for name, value in (("site", sites), ("windows", windows)):
         if value and not methods:
             raise click.UsageError(f"--{name} is of a --method, and there is none")
-    found = combinations([method(spec) for spec in methods], keeps, sites or ("",), dict.fromkeys(positions), windows or (None,), seeds)
+    found = combinations([method(spec) for spec in methods], keeps, sites or ("",), list(dict.fromkeys(positions)), windows or (None,), seeds)
     return found + [recipe for position in dict.fromkeys(positions) if steps for recipe in recipes((), (), "", None, steps, position)]
 
 
 def _lines(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     def number(value: float | None, digits: int = 2) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
-    lines = [("method", "site", "tokens", "mean", "correct %", "vision ms", "prefill ms", "selector ms", "ms a token", "coverage", "entropy",
-              "position", "loses to")]
+    lines: list[tuple[str, ...]] = [("method", "site", "tokens", "mean", "correct %", "vision ms", "prefill ms", "selector ms", "ms a token",
+                                     "coverage", "entropy", "position", "loses to")]
     for row in rows:
         name = "full" if row["method"] == "none" else row["method"] + "".join(f" {k}={v}" for k, v in row["parameters"].items())
         times = [number(row[key] and row[key]["median"]) for key in ("vision_ms", "prefill_ms")]

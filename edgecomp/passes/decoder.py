@@ -47,12 +47,14 @@ def in_decoder(model: ir.Model, info: DecoderInfo, layer: int, step: Reduction, 
     if earlier and {"visual_embeddings", "text_embeddings"} & set(names):
         raise EdgecompError(f"method {step.method.name!r} reads all embeddings, and an earlier cut inside the decoder has dropped some: put it first")
     behind = downstream([hidden])
-    per_row = _per_row(model, behind)
+    every = _per_row(model)
+    reading = {v for node in behind for v in node.inputs}
+    per_row = {name: value for name, value in every.items() if not name.startswith("deepstack") or value in reading}
     tape, (_, rows, width) = Tape(model), dims(hidden)
     visual = tape.input(f"visual_rows.{layer}", INT64, ["images", step.tokens.count])
     row_map = tape.input(f"row_map.{layer}", INT64, [f"rows.{layer}"])
     text = tape.input(f"text_rows.{layer}", INT64, ["text_rows"]) if set(TEXT) & set(names) else None
-    at = Prefill(model, layer, hidden, visual, text, per_row, info.bidirectional != "prompt")
+    at = Prefill(model, layer, hidden, visual, text, every, info.bidirectional != "prompt")
     signals = [DECODER[name](at) for name in names]
     work, keep = Application(model, step), step.keep
     features = at.visual(hidden)
@@ -87,7 +89,8 @@ def in_decoder(model: ir.Model, info: DecoderInfo, layer: int, step: Reduction, 
         stands["positions"] = tape.input(f"positions.{layer}", INT64, shape)
     length = next(node.inputs[5] for node in behind if (node.domain, node.op_type) == (DOMAIN, "Attention"))
     assert length is not None
-    replaced = {hidden: short, length: tape.input(f"length.{layer}", INT64, [1]), **{value: stands[name] for name, value in per_row.items()}}
+    replaced = {hidden: short, length: tape.input(f"length.{layer}", INT64, [1]),
+                **{value: stands.get(name, short) for name, value in every.items()}}  # of features added before, only the number of rows is read
     fork = Fork(model, replaced, (str(rows), f"rows.{layer}"))
     for node in behind:
         for position, read in enumerate(node.inputs):
@@ -102,15 +105,14 @@ def in_decoder(model: ir.Model, info: DecoderInfo, layer: int, step: Reduction, 
     model.graph.sort()
 
 
-def _per_row(model: ir.Model, behind: set[ir.Node]) -> dict[str, ir.Value]:
-    """The values with one entry a row that stand behind all cuts so far, by the name of the graph's input; deepstack features where they are read."""
+def _per_row(model: ir.Model) -> dict[str, ir.Value]:
+    """The values with one entry a row that stand behind all cuts so far, by the name of the graph's input."""
     found = {v.name: v for v in model.graph.inputs if v.name and (v.name in ROWS or v.name.startswith("deepstack"))}
     cuts = sorted(nodes(model, "Cut", DOMAIN), key=lambda node: node.attributes["layer"].as_int())
     for value in [*(v for node in cuts for v in node.outputs), *model.graph.inputs]:
         if name := value.metadata_props.get(PER_ROW):
             found[name] = value
-    reading = {v for node in behind for v in node.inputs}
-    return {name: value for name, value in found.items() if not name.startswith("deepstack") or value in reading}
+    return found
 
 
 def _places(tape: Tape, value: ir.Value, visual: ir.Value, applied: Applied, keep: int) -> ir.Value:

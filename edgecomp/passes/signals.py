@@ -4,9 +4,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
-from edgecomp.budget import Tokens
+from edgecomp.budget import Tokens, places_of
 from edgecomp.ir.fork import Fork
 from edgecomp.ir.rewrite import DOMAIN, dims, inputs, marks, nodes
 from edgecomp.passes.apply import Signal
@@ -44,24 +45,34 @@ def _vision_signal(model: ir.Model, vision: VisionInfo, name: str, layer: int, t
         raise EdgecompError("this vision tower has no CLS token, so there is no CLS attention to rank tokens by; use another method")
     query, key = inputs(attention_of(model, layer))[:2]
     scale, cls = attention_of(model, layer).attributes["scale"].as_float(), int(vision.has_cls)
-    if len(tokens.tiles) != 1 or dims(key)[2] != cls + tokens.count:
-        raise EdgecompError(f"layer {layer} of this vision tower has {dims(key)[2]} rows and not one for each of {tokens.count} visual tokens of one "
-                            f"tile, so its attention cannot rank them; use another method, or a picture of one tile")
+    pixels = next(v for v in model.graph.inputs if v.name == "pixels")
+    seen = dims(pixels)[1] if len(dims(pixels)) == 5 else 1
+    if seen != len(tokens.tiles) or any(dims(key)[2] != cls + tile.tokens for tile in tokens.tiles):
+        raise EdgecompError(f"layer {layer} of this vision tower has {dims(key)[2]} rows for a tile and not one for each of its visual tokens, so "
+                            "its attention cannot rank them; use another method")
     tape = Tape(model)
 
     def patches(value: ir.Value, axis: int) -> ir.Value:  # without the CLS row
         return tape.add("Slice", value, tape.ints([1]), tape.ints([2**31 - 1]), tape.ints([axis])) if cls else value
 
+    def of_picture(value: ir.Value, *tail: object) -> Signal:  # [images * tiles, n, ..] -> [images, N, ..]
+        if len(tokens.tiles) > 1:
+            at = np.zeros(tokens.count, np.int64)  # separators get a value that nobody reads
+            for number, tile in enumerate(tokens.tiles):
+                at[places_of(tile)] = number * tile.tokens + np.arange(tile.tokens)
+            every = tape.add("Reshape", value, tape.ints([-1, sum(tile.tokens for tile in tokens.tiles), *tail]))
+            value = tape.add("Gather", every, tape.ints(at), axis=1)
+        value.type, value.shape = ir.TensorType(FLOAT), ir.Shape([dims(pixels)[0], tokens.count, *tail])  # type: ignore[list-item]
+        return Signal(value)
+
     if kind == "keys":
-        return Signal(patches(tape.add("ReduceMean", tape.add("Cast", key, to=FLOAT), tape.ints([1]), keepdims=0), 1))  # [B, N, d]
+        mean = tape.add("ReduceMean", tape.add("Cast", key, to=FLOAT), tape.ints([1]), keepdims=0)
+        return of_picture(patches(mean, 1), dims(key)[3])
     if kind == "cls_attention":
         query = tape.add("Slice", query, tape.ints([0]), tape.ints([1]), tape.ints([2]))  # [B, H, 1, D]
     query, keys = (tape.add("Cast", value, to=FLOAT) for value in (query, tape.add("Transpose", key, perm=[0, 1, 3, 2])))
     weights = tape.add("Softmax", tape.add("Mul", tape.add("MatMul", query, keys), tape.number(scale)), axis=-1)  # [B, H, rows, cls + N]
-    mean = tape.add("ReduceMean", weights, tape.ints([1, 2]), keepdims=0)
-    found = patches(mean, 1)
-    found.shape, found.type = ir.Shape([dims(key)[0], tokens.count]), ir.TensorType(FLOAT)
-    return Signal(found)
+    return of_picture(patches(tape.add("ReduceMean", weights, tape.ints([1, 2]), keepdims=0), 1))
 
 
 # the decoder

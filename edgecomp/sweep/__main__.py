@@ -7,21 +7,8 @@ import sys
 from pathlib import Path
 
 from edgecomp.sweep.job import Job
-from edgecomp.sweep.running import run
-from edgecomp.sweep.tables import Row, write_tables
+from edgecomp.sweep.running import go_on
 from edgecomp_runtime.errors import EdgecompError
-
-
-def go_on(folder: Path, jobs: int, threads: int | None) -> tuple[list[Row], dict[str, str]]:
-    """Measures what is missing and writes the tables. Returns the rows, and what could not be measured and why."""
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-    try:
-        outcome = run(folder, jobs=jobs, threads=threads, say=say)
-    except KeyboardInterrupt:
-        say(f"ended; what is finished is in {folder / 'cells'}: the same command goes on from there")
-        raise
-    return write_tables(folder, Job.load(folder), outcome, threads), outcome.failed
 
 
 def main() -> None:
@@ -39,7 +26,7 @@ def main() -> None:
                    "repeats": given.repeats}
         if changes := {key: value for key, value in changes.items() if value is not None}:
             dataclasses.replace(Job.load(given.folder), **changes).save(given.folder)
-        _, failed = go_on(given.folder, given.jobs, given.threads)
+        _, failed = go_on(given.folder, jobs=given.jobs, threads=given.threads, say=lambda line: print(line, file=sys.stderr, flush=True))
     except EdgecompError as error:
         sys.exit(f"edgecomp: {error}")
     except KeyboardInterrupt:

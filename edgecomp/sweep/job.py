@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgecomp.doctor import machine
 from edgecomp.evaluate import MOST_TOKENS, Question, read_questions
 from edgecomp_runtime.bundle import Bundle, sha256_of
 from edgecomp_runtime.errors import EdgecompError, InputError
@@ -90,6 +91,19 @@ class Job:
         found = read_questions(Path(self.data), self.layout, Path(self.image_folder) if self.image_folder else None, self.suffix)[:self.limit]
         pictures = set(list(dict.fromkeys(q.image for q in found))[:self.images])
         return [q for q in found if q.image in pictures]
+
+
+@dataclass
+class Outcome:
+    """What came of a run: cells by plan that are whole now, and for those that could not be measured why not."""
+    cells: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def about_here() -> dict[str, Any]:
+    """The machine and the backend, as reports name them."""
+    import onnxruntime
+    return {**machine(), "backend": f"onnxruntime {onnxruntime.__version__}, CPUExecutionProvider"}
 
 
 def write(path: Path, data: object) -> None:

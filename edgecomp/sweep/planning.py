@@ -56,7 +56,7 @@ class Plans:
             try:
                 made, cuts, budget = fitted(recipe, self._manifest)
             except EdgecompError as error:
-                self.skipped.append(Skipped(combination(recipe), str(error)))
+                self._skip(combination(recipe), error)
                 continue
             self._cell(made, cuts, budget)
             site = next(cut.label for cut in cuts if cut.stage is made.stages[-1])
@@ -66,8 +66,11 @@ class Plans:
                 try:
                     self._cell(*fitted(baseline, self._manifest))
                 except EdgecompError as error:
-                    said = Skipped(f"{combination(baseline)}, which {made.stages[-1].method.name} is held against", str(error))
-                    self.skipped += [said] if said not in self.skipped else []
+                    self._skip(combination(baseline), error)
+
+    def _skip(self, what: str, error: EdgecompError) -> None:
+        said = Skipped(what, str(error))
+        self.skipped += [said] if said not in self.skipped else []
 
     def _cell(self, recipe: Recipe, cuts: Sequence[Cut], budget: int) -> None:
         name, keep, last = plan_name(recipe, cuts), cuts[-1].step.keep, recipe.stages[-1]
@@ -106,8 +109,9 @@ def fitted(recipe: Recipe, manifest: Manifest) -> tuple[Recipe, list[Cut], int]:
 
 
 def as_constants(cuts: Sequence[Cut], position: str, seed: int) -> Recipe:
-    """A recipe that keeps as many tokens at the same sites by chance: beside it a plan's own nodes show."""
-    return Recipe(tuple(Stage(methods.make("random", seed=seed), str(cut.step.keep), cut.label) for cut in cuts), position)
+    """A recipe that keeps as many tokens at the same sites by chance, in the same graph: beside it a plan's own nodes show."""
+    random = methods.make("random", seed=seed)
+    return Recipe(tuple(Stage(random, str(cut.step.keep), f"decoder:{cut.layer}" if cut.in_decoder else cut.label) for cut in cuts), position)
 
 
 def combination(recipe: Recipe) -> str:

@@ -2,23 +2,34 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgecomp.doctor import machine
 from edgecomp.evaluate import Question
 from edgecomp.measure import Spec
-from edgecomp.sweep.job import ANSWERS, LATENCY, NEW_TOKENS, Cell, Job, data_hash, fresh, read_cell, with_answers, with_latency, write_part
+from edgecomp.sweep.job import (
+    ANSWERS,
+    LATENCY,
+    NEW_TOKENS,
+    Cell,
+    Job,
+    Outcome,
+    about_here,
+    data_hash,
+    fresh,
+    read_cell,
+    with_answers,
+    with_latency,
+    write_part,
+)
+from edgecomp.sweep.processes import Process, together
+from edgecomp.sweep.tables import Row, write_tables
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import EdgecompError
 
@@ -26,11 +37,14 @@ MOST_BYTES = 2 * 2**30  # of vision outputs that one process holds
 Say = Callable[[str], None]
 
 
-@dataclass
-class Outcome:
-    """What came of a run: cells by plan that are whole now, and for those that could not be measured why not."""
-    cells: dict[str, dict[str, Any]] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
+def go_on(folder: Path, *, jobs: int = 1, threads: int | None = None, say: Say = lambda line: None) -> tuple[list[Row], dict[str, str]]:
+    """Measures what is missing of a sweep and writes its tables. Returns the rows, and by plan why some could not be measured. See `run`."""
+    try:
+        outcome = run(folder, jobs=jobs, threads=threads, say=say)
+    except KeyboardInterrupt:
+        say(f"ended; what is finished is in {folder / 'cells'}, and the same command goes on from there")
+        raise
+    return write_tables(folder, Job.load(folder), outcome, threads), outcome.failed
 
 
 def run(folder: Path, *, jobs: int = 1, threads: int | None = None, say: Say = lambda line: None) -> Outcome:
@@ -49,7 +63,8 @@ def run(folder: Path, *, jobs: int = 1, threads: int | None = None, say: Say = l
     questions, here = job.questions(), about_here()
     data, outcome = data_hash(questions), Outcome()
     asked = {cell.plan: with_answers(bundle, cell.plan, data) for cell in job.cells}
-    timed = {cell.plan: with_latency(bundle, cell.plan, questions[0], job.repeats, threads, here) for cell in job.cells if job.repeats and timed_cell(cell, job)}
+    timed = {cell.plan: with_latency(bundle, cell.plan, questions[0], job.repeats, threads, here)
+             for cell in job.cells if job.repeats and timed_cell(cell, job)}
     left = {part: _missing(folder, part, wanted, say) for part, wanted in ((ANSWERS, asked), (LATENCY, timed))}
     if finished := len(job.cells) - len(left[ANSWERS]):
         say(f"{finished} of {len(job.cells)} cells have their answers already")
@@ -59,12 +74,6 @@ def run(folder: Path, *, jobs: int = 1, threads: int | None = None, say: Say = l
         if fresh(cell := read_cell(folder, plan), ANSWERS, wanted):
             outcome.cells[plan] = cell if plan in timed and fresh(cell, LATENCY, timed[plan]) else {k: v for k, v in cell.items() if k != LATENCY}
     return outcome
-
-
-def about_here() -> dict[str, Any]:
-    """The machine and the backend, as reports name them."""
-    import onnxruntime
-    return {**machine(), "backend": f"onnxruntime {onnxruntime.__version__}, CPUExecutionProvider"}
 
 
 def timed_cell(cell: Cell, job: Job) -> bool:
@@ -94,7 +103,7 @@ def _answer(folder: Path, bundle: Bundle, plans: Sequence[str], wanted: dict[str
     vision = {plan: bundle.manifest.plans[plan].variants["onnxruntime"]["vision"] for plan in plans}
     left, lock, clock = list(plans), threading.Lock(), _Clock(len(plans))
     jobs = max(1, min(jobs, len(plans)))
-    workers = [_Process(folder, 1 if jobs > 1 else threads, room(jobs)) for _ in range(jobs)] if plans else []
+    workers = [Process(folder, 1 if jobs > 1 else threads, room(jobs)) for _ in range(jobs)] if plans else []
 
     def take(has: str | None) -> str | None:
         with lock:
@@ -104,7 +113,7 @@ def _answer(folder: Path, bundle: Bundle, plans: Sequence[str], wanted: dict[str
                 left.remove(best)
             return best
 
-    def work(worker: _Process) -> None:
+    def work(worker: Process) -> None:
         plan = take(None)
         while plan is not None:
             try:
@@ -127,7 +136,7 @@ def _time(folder: Path, cells: dict[str, Cell], plans: Sequence[str], wanted: di
           outcome: Outcome, say: Say) -> None:
     """Times the plans, alone on the machine, each in a process of its own, and the selector in another, whose profiler is on."""
     clock, image = _Clock(len(plans)), str(question.image)
-    timer, profiler = _Process(folder, threads, 0), _Process(folder, threads, 0)
+    timer, profiler = Process(folder, threads, 0), Process(folder, threads, 0)
 
     def work() -> None:
         for plan in plans:
@@ -148,95 +157,10 @@ def _time(folder: Path, cells: dict[str, Cell], plans: Sequence[str], wanted: di
     together([work] if plans else [], [timer, profiler])
 
 
-def together(works: Sequence[Callable[[], None]], processes: Sequence[_Process]) -> None:
-    """Runs each work in a thread of its own. However they end, by Ctrl-C too, the processes that they ask end with them."""
-    errors: list[BaseException] = []
-
-    def guarded(work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-    threads = [threading.Thread(target=guarded, args=(work,), daemon=True) for work in works]
-    try:
-        for thread in threads:
-            thread.start()
-        while any(thread.is_alive() for thread in threads) and not errors:
-            for thread in threads:
-                thread.join(0.1)  # without a limit Ctrl-C would wait for the end, too
-    finally:
-        for process in processes:
-            process.end()
-    if errors:
-        raise errors[0]
-
-
 def room(jobs: int) -> int:
     """Bytes that each of so many processes may hold: a quarter of what is free, shared."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in os.sysconf_names else MOST_BYTES
     return min(MOST_BYTES, free // 4 // jobs)
-
-
-class Ended(Exception):
-    """A process was asked after it had been ended."""
-
-
-class _Process:
-    """A worker. Started when it is first asked, and again after it failed. Ctrl-C does not reach it: whoever gets that ends it."""
-
-    def __init__(self, folder: Path, threads: int | None, most_bytes: int):
-        self._start = {"folder": str(folder), "threads": threads, "most_bytes": most_bytes}
-        self._child: subprocess.Popen[str] | None = None
-        self._ended, self._lock = False, threading.Lock()
-
-    def ask(self, **task: Any) -> dict[str, Any]:
-        """What the worker found. Raises EdgecompError where it could not."""
-        child = self._running()
-        self._tell(child, task)
-        assert child.stdout is not None
-        answer = next((a for line in child.stdout if (a := json.loads(line))), {})
-        if "done" in answer:
-            found: dict[str, Any] = answer["done"]
-            return found
-        code = child.wait()
-        self._child = None
-        if self._ended:
-            raise Ended
-        raise EdgecompError(answer.get("error") or f"its process ended with exit code {code}" + (": was memory short?" if code == -9 else ""))
-
-    def restart(self) -> None:
-        """The next question is answered by a new process."""
-        with self._lock:
-            self._stop()
-
-    def end(self) -> None:
-        """Ends the process, for good."""
-        with self._lock:
-            self._ended = True
-            self._stop()
-
-    def _running(self) -> subprocess.Popen[str]:
-        with self._lock:
-            if self._ended:
-                raise Ended
-            if self._child is None:
-                self._child = subprocess.Popen([sys.executable, "-m", "edgecomp.sweep.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                               text=True, start_new_session=True)
-                self._tell(self._child, self._start)
-            return self._child
-
-    def _stop(self) -> None:
-        child, self._child = self._child, None
-        if child is not None:
-            child.kill()
-            child.wait()
-
-    @staticmethod
-    def _tell(child: subprocess.Popen[str], line: dict[str, Any]) -> None:
-        assert child.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended, and its last line says why
-            child.stdin.write(json.dumps(line) + "\n")
-            child.stdin.flush()
 
 
 class _Clock:

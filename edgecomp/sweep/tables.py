@@ -11,8 +11,7 @@ from typing import Any
 
 from edgecomp.canvas import on_canvas, pictures
 from edgecomp.footprint import cache_bytes, weight_bytes
-from edgecomp.sweep.job import Cell, Job, write
-from edgecomp.sweep.running import Outcome, about_here
+from edgecomp.sweep.job import Cell, Job, Outcome, about_here, write
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.manifest import Manifest, PlanInfo
 
@@ -22,7 +21,7 @@ TIMES = {"vision_ms": "vision_ms", "prefill_ms": "prefill_ms", "decode_ms": "per
 
 NOTES = {
     "accuracy": "mean over seeds; low and high: of the seeds",
-    "tokens_entering, tokens_after, tokens_mean": "visual tokens of a picture in the decoder's first layer, in its last, and the mean over its layers",
+    "tokens_entering, tokens_after, tokens_mean": "visual tokens of a picture in the decoder's first layer, its last, and the mean over its layers",
     "vision_ms, prefill_ms, decode_ms, first_token_ms": "medians over the repeats of the first picture and question, alone on the machine; low and "
                                                         "high: 10th and 90th percentile; decode_ms is a token; of several seeds the first is timed",
     "selector_ms": "measured by onnxruntime's profiler: nodes that the plan has more of than one that keeps as many tokens at the same sites as "
@@ -68,7 +67,7 @@ def _row(cells: Sequence[Cell], found: Sequence[dict[str, Any]], manifest: Manif
     first, plan = cells[0], manifest.plans[cells[0].plan]
     answers = [f["answers"] for f in found]
     rates, spatial = [a["all"] for a in answers], [a["spatial"] for a in answers]
-    took = next((f["latency"] for f in found if "latency" in f), {})
+    took: dict[str, Any] = next((f["latency"] for f in found if "latency" in f), {})
     leans = [s["position_correlation"] for s in spatial if s["position_correlation"] is not None]
     by_layer = [plan.tokens_at(layer) for layer in range(manifest.decoder.layers)]
     return {

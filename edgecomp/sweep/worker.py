@@ -56,7 +56,7 @@ class SharedVision:
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The vision graph on one picture."""
         assert self._of is not None
-        name = hashlib.sha256(np.ascontiguousarray(feeds["pixels"])).hexdigest()
+        name = hashlib.sha256(feeds["pixels"].tobytes()).hexdigest()
         found = self._seen.get(name)
         if found is None:
             found = self._of[1].run(feeds)

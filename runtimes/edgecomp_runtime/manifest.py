@@ -161,7 +161,7 @@ class VisionInfo:
     tokens: of a picture, over all tiles; those in no tile are separators (row newlines), which go with the first pruning.
     texts: what stands around the visual tokens in a prompt: before and after them all, or around each tile's.
     max_images: of a prompt.
-    layers, select_layer, has_cls: of the tower, and whether a CLS row can be read.
+    layers, select_layer, has_cls: of the tower, and whether each tile has a CLS row there.
     """
     tokens: int
     tiles: tuple[TileInfo, ...]

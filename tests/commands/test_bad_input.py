@@ -357,8 +357,8 @@ def test_pooling_to_a_prime_names_the_nearest_budgets(demo: Path, tmp_path: Path
     (["--keep", 64], "--method and --keep go together"),
     (["--method", "dart"], "--method and --keep go together"),
     (["--position", "compact"], "--position compact is of the tokens that a method keeps, and there is no --method"),
-    (["--method", "random:seed=x", "--keep", 64], "--method random:seed=x: 'seed=x' is not PARAMETER=WHOLE NUMBER"),
-    (["--method", "random:seed", "--keep", 64], "--method random:seed: 'seed' is not PARAMETER=WHOLE NUMBER"),
+    (["--method", "random:seed=x", "--keep", 64], "--method random:seed=x: 'seed=x' is not PARAMETER=NUMBER"),
+    (["--method", "random:seed", "--keep", 64], "--method random:seed: 'seed' is not PARAMETER=NUMBER"),
 ])
 def test_options_that_do_not_go_together(command: str, options: list[object], telling: str, tmp_path: Path, refused: Callable[..., str]) -> None:
     assert telling in refused(command, tmp_path, "-o", tmp_path / "out", *options, code=2)

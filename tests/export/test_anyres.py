@@ -16,12 +16,12 @@ from transformers.image_utils import load_image
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from edgecomp import methods
+from edgecomp.budget import places_of
 from edgecomp.canvas import on_canvas
 from edgecomp.compile import compile_model
 from edgecomp.compress import Recipe, compress
 from edgecomp.methods import reference as rules
 from edgecomp.methods.base import BudgetError, Place
-from edgecomp.passes.splice import places_of
 from edgecomp_export.families import family_of
 from edgecomp_export.families.base import Geometry
 from edgecomp_export.families.llava_next import Anyres, LlavaNext, pack
@@ -36,6 +36,7 @@ FP32, FP16 = 1e-4, 5e-3
 CASES: dict[str, tuple[str, dict[str, Any], list[tuple[str, str]]]] = {
     "next-2x2-unpadded": ("next-llama", {"image_size": (90, 120)},
                           [("dart", "29"), ("dart", "105"), ("dart", "100%"), ("stride", "37"), ("pool", "30"), ("random", "97")]),
+    "next-2x2": ("next-llama", {"image_size": (120, 120)}, [("cls", "29"), ("hiprune", "40"), ("vispruner", "31"), ("fastv", "33"), ("cdpruner", "27")]),
     "next-overview": ("next-mistral", {"tiles": 0}, [("dart", "7"), ("pool", "16"), ("stride", "100%")]),
     "ov-scaled": ("ov-qwen2", {"image_size": (190, 230)}, [("dart", "25%"), ("pool", "12")]),
     "ov-square": ("ov-mha", {"tiles": 0}, []),
@@ -120,6 +121,8 @@ def test_each_tile_keeps_its_quota_by_the_rule(made: Made, scenes: Path) -> None
     vision, picture = full.bundle.manifest.vision, made.pictures(scenes)[0]
     before = full.visual_tokens(picture).tokens
     for name, plan in full.bundle.manifest.plans.items():
+        if any(methods.make(step.method).signals(step.site.partition(":")[0]) for step in plan.steps):
+            continue  # the rule reads more than the features
         session, expected = made.session(name), [(before, np.arange(vision.tokens))]
         after = session.visual_tokens(picture)
         if plan.visual_tokens < vision.tokens:
@@ -135,6 +138,20 @@ def test_each_tile_keeps_its_quota_by_the_rule(made: Made, scenes: Path) -> None
         order = np.argsort(np.concatenate([kept for _, kept in expected]))
         np.testing.assert_array_equal(after.kept, np.concatenate([kept for _, kept in expected])[order])
         np.testing.assert_allclose(after.tokens, np.concatenate([tokens for tokens, _ in expected])[order], atol=1e-5)
+
+
+def test_each_tile_keeps_what_its_own_cls_token_looks_at(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> None:
+    made = Made("next-2x2", tmp_path_factory.mktemp("cls"), checkpoint)
+    session, picture = made.session("cls-29"), made.pictures(scenes)[0]
+    pixels = made.reference.pixels(picture)
+    assert pixels is not None
+    with torch.no_grad():
+        seen = made.reference.model.model.vision_tower(pixels[0], output_attentions=True)
+    looked = seen.attentions[made.config.vision_feature_layer][:, :, 0, 1:].mean(1)  # [tiles, n]
+    kept, plan = set(session.visual_tokens(picture).kept.tolist()), session.plan
+    for tile, quota, attention in zip(session.bundle.manifest.vision.tiles, plan.tile_tokens, looked):
+        best = attention.argsort(descending=True)[:quota].numpy()
+        assert kept & set(places_of(tile).tolist()) == set(places_of(tile)[best].tolist())
 
 
 def test_budgets_between_the_tiles_tokens_and_all_are_refused(made: Made, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 and those tokens are the ones that the method's numpy rule takes of what the graph saw."""
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +69,7 @@ CASES = {
         plan("random 9 decoder:1"), plan("stride 8 decoder:2", compact=True), plan("pool 9 decoder:1"), plan("grid 9 decoder:2"),
         plan("dart 10 decoder:1", compact=True), plan("divprune 9 decoder:2"), plan("fastv 7 decoder:2"), plan("sparsevlm 6 decoder:1"),
         plan("pyramiddrop 5 decoder:1", compact=True), plan("fastv 11 decoder:1 2x2", compact=True), plan("sparsevlm 11 decoder:2 1x3"),
-        plan("dart,pivots=3 11 decoder:2 2x2"), plan("stride 6 decoder:0", compact=True),
+        plan("dart,pivots=3 11 decoder:2 2x2"), plan("stride 6 decoder:0", compact=True), plan("pyramiddrop 9 decoder:0"),
         plan("cdpruner 8 projector"), plan("cdpruner,sign=-1 10 projector 2x2", compact=True), plan("random 9 projector"), plan("stride 8 projector"),
         plan("pool 6 projector", compact=True), plan("grid 9 projector"), plan("cls 7 projector"), plan("dart 12 projector 2x2"),
         plan("divprune 9 projector"), plan("hiprune 12 projector"), plan("vispruner 8 projector"), plan("tome 9 projector", compact=True),
@@ -84,7 +85,7 @@ CASES = {
         plan("dart 9 decoder:1"), plan("fastv 8 decoder:1", compact=True), plan("tome 10 projector"))),
     "window": Case(tiny, "mistral-window", (
         plan("stride 5 decoder:1"), plan("dart 7 decoder:2", compact=True), plan("random 6 projector"), plan("cdpruner 6 projector"))),
-    "softcap": Case(tiny, "gemma2-softcap", (plan("fastv 7 decoder:2"), plan("sparsevlm 7 decoder:2", compact=True), plan("pyramiddrop 7 decoder:1"))),
+    "softcap": Case(tiny, "gemma2-softcap", (plan("fastv 7 decoder:2"), plan("sparsevlm 7 decoder:2", compact=True), plan("pyramiddrop,cuts=1 7 decoder:1"))),
     "unlike heads": Case(tiny, "mha-untied-biased", (plan("fastv 7 decoder:1"), plan("dart 7 decoder:2", compact=True), plan("sparsevlm 7 decoder:1"))),
     "qwen2": Case(tiny_qwen, "qwen2-sliding-tied", (
         plan("fastv 4 decoder:1"), plan("dart 5 decoder:1"), plan("random 4 projector", compact=True)), Geometry((56, 140))),
@@ -100,7 +101,8 @@ CASES = {
     # tiles, each a run of its own in the prompt
     "idefics3": Case(tiny_tiled, "idefics3-2x2", (
         plan("fastv 23 decoder:1"), plan("dart 33 decoder:1", compact=True), plan("pool 20 decoder:1"), plan("cdpruner 21 projector"),
-        plan("stride 40 projector", "fastv 17 decoder:1"), plan("random 40 decoder:1 2x2")), Geometry(tiles=4)),
+        plan("stride 40 projector", "fastv 17 decoder:1"), plan("random 40 decoder:1 2x2"),
+        plan("stride 80 decoder:1")), Geometry(tiles=4)),
     "internvl": Case(tiny_tiled, "internvl-1x2", (
         plan("fastv 7 decoder:1"), plan("sparsevlm 7 decoder:1", compact=True), plan("stride 8 projector", "random 5 decoder:1"),
         plan("cdpruner 7 projector")), Geometry(tiles=2)),
@@ -117,21 +119,28 @@ CASES = {
         plan("dart 7 decoder:1"), plan("random 6 decoder:1", compact=True), plan("pyramiddrop 9 decoder:1"), plan("cdpruner 6 projector", compact=True),
         plan("stride 9 encoder:1"), plan("visionzip,columns=1 8 encoder:2")), twice=TWICE),
 }
-PLANS = [(case, number) for case in CASES for number in range(len(CASES[case].plans))]
+
+
+def label(recipe: Recipe) -> str:
+    return "+".join(f"{stage.method.name}-{stage.keep}-{stage.site}{'-windows' * bool(stage.windows)}" for stage in recipe.stages) \
+        + "-compact" * (recipe.position == "compact")
+
+
+PLANS = [pytest.param(case, recipe, id=f"{case}-{label(recipe)}") for case in CASES for recipe in CASES[case].plans]
 
 
 class Recorded:
-    """A loaded graph that remembers what it was last fed and gave while pictures were in it."""
+    """A loaded decoder that remembers what it was last fed with pictures, and what it gave."""
 
-    def __init__(self, graph: Any, wanted: str):
-        self.graph, self.wanted = graph, wanted
+    def __init__(self, graph: Any):
+        self.graph = graph
         self.feeds: dict[str, np.ndarray] = {}
         self.out: dict[str, np.ndarray] = {}
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         out: dict[str, np.ndarray] = self.graph.run(feeds)
-        if any(key.startswith(self.wanted) and value.size for key, value in feeds.items()):
-            self.feeds, self.out = {**feeds}, {key: value.copy() for key, value in out.items()}
+        if any(key.startswith("visual_rows") and value.size for key, value in feeds.items()):
+            self.feeds, self.out = feeds, out
         return out
 
 
@@ -157,8 +166,7 @@ class Made:
 
     def prompt(self, session: Session, messages: list[dict[str, Any]]) -> tuple[list[int], list[np.ndarray], list[Image.Image]]:
         """The whole prompt's ids, as HF has them, each picture's rows among those, and the pictures."""
-        manifest = self.bundle.manifest
-        given = self.pictures[:sum(part["type"] == "image" for message in messages for part in message["content"])]
+        manifest, given = self.bundle.manifest, self.given(messages)
         ids, _ = session._prepare(messages, given, False, len(ANSWER))
         spans = [tile.tokens for tile in manifest.vision.tiles] if manifest.vision.runs > 1 else [manifest.vision.tokens]
         every, number = list[int](), 0
@@ -167,6 +175,10 @@ class Made:
             number += i == manifest.text.image_id
         rows = np.flatnonzero(np.array(every) == manifest.text.image_id).reshape(len(given), -1)
         return every, list(rows), given
+
+    def given(self, messages: list[dict[str, Any]]) -> list[Image.Image]:
+        """As many pictures as a conversation has places."""
+        return self.pictures[:sum(part["type"] == "image" for message in messages for part in message["content"])]
 
 
 @pytest.fixture(scope="module")
@@ -221,34 +233,126 @@ def imposed(steps: Sequence[Step]) -> list[live.Cut]:
                       for step in rest)]
 
 
-@pytest.mark.parametrize(("case", "number"), PLANS, ids=lambda value: str(value))
-def test_the_bundle_is_hugging_face_pruned_live(made: Callable[[str], Made], case: str, number: int) -> None:
+@pytest.mark.parametrize(("case", "recipe"), PLANS)
+def test_the_bundle_is_hugging_face_pruned_live(made: Callable[[str], Made], case: str, recipe: Recipe) -> None:
     it = made(case)
-    recipe = it.case.plans[number]
     cuts = planned(recipe, it.bundle.manifest)
+    for messages in (ASKED, it.case.twice):
+        compare(it, recipe, cuts, messages)
+
+
+def compare(it: Made, recipe: Recipe, cuts: Sequence[Cut], messages: list[dict[str, Any]]) -> None:
+    """One prompt and ten decode steps."""
     outside, inside = [cut for cut in cuts if not cut.in_decoder], [cut for cut in cuts if cut.in_decoder]
     compact = recipe.position == "compact"
     session = Session(it.bundle, plan=plan_name(recipe, cuts), threads=1)
-    session._decoder, session._vision = decoder, vision = Recorded(session._decoder, "visual_rows"), Recorded(session._vision, "pixels")
+    session._decoder = decoder = Recorded(session._decoder)
+    ids, rows, pictures = it.prompt(session, messages)
+    mine, pixels = told(session, messages, pictures), it.live.pixels(pictures)
+    seen = one_by_one([it.exposed.vision(outside, picture[None].numpy()) for picture in pixels]) if outside else []
+    if inside:
+        seen += it.exposed.decoder(inside, decoder.feeds, compact=compact)
+    steps = [Step.of(cut, saw, len(pictures)) for cut, saw in zip(cuts, seen, strict=True)]
+    for number, picture in enumerate(pictures):
+        places = np.arange(it.bundle.manifest.vision.tokens)
+        for step in steps[:len(outside)]:
+            places = places[step.places[number]]
+        assert session.visual_tokens(picture).kept.tolist() == places.tolist()
+        for step in steps[len(outside):]:
+            assert decoder.out[f"kept.{step.cut.layer}"][number].tolist() == step.places[number].tolist()
+    theirs = it.live.logits(ids, pixels, rows, imposed(steps), ANSWER, compact=compact)
+    assert np.abs(theirs).max() > 0.5
+    np.testing.assert_allclose(mine, theirs, atol=TOLERANCE, rtol=0)
+
+
+def one_by_one(looks: Sequence[Sequence[Seen]]) -> list[Seen]:
+    """What the steps saw of pictures that went through the vision graph one at a time."""
+    return [Seen(np.concatenate([one.features for one in step]), [np.concatenate(signals) for signals in zip(*(one.signals for one in step))], None)
+            for step in zip(*looks)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_oracle_without_cuts_is_hugging_face_and_the_full_plan_is_it(made: Callable[[str], Made], case: str) -> None:
+    it = made(case)
+    session = Session(it.bundle, plan="full", threads=1)
     for messages in (ASKED, it.case.twice):
         ids, rows, pictures = it.prompt(session, messages)
-        session.reset()
-        mine = told(session, messages, pictures)
         pixels = it.live.pixels(pictures)
-        # the session sees one picture at a time
-        looks = [it.exposed.vision(outside, one[None].numpy()) for one in pixels] if outside else []
-        seen = [Seen(*(np.concatenate([look[step].features for look in looks]),
-                       [np.concatenate(signals) for signals in zip(*(look[step].signals for look in looks))], None)) for step in range(len(outside))]
-        if inside:
-            seen += it.exposed.decoder(inside, decoder.feeds, compact=compact)
-        steps = [Step.of(cut, saw, len(pictures)) for cut, saw in zip([*outside, *inside], seen, strict=True)]
-        for number, picture in enumerate(pictures):
-            places = np.arange(it.bundle.manifest.vision.tokens)
-            for step in steps[:len(outside)]:
-                places = places[step.places[number]]
-            assert session.visual_tokens(picture).kept.tolist() == places.tolist()
-            for step in steps[len(outside):]:
-                assert decoder.out[f"kept.{step.cut.layer}"][number].tolist() == step.places[number].tolist()
-        theirs = it.live.logits(ids, pixels, rows, imposed(steps), ANSWER, compact=compact)
-        assert np.abs(theirs).max() > 0.5
-        np.testing.assert_allclose(mine, theirs, atol=TOLERANCE, rtol=0)
+        for theirs, mine in it.live.masks(ids, pixels):
+            np.testing.assert_array_equal(mine, theirs)
+        np.testing.assert_allclose(told(session, messages, pictures), it.live.logits(ids, pixels, rows, [], ANSWER), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("recipe", [plan("fastv 25 decoder:1"), plan("dart 25 decoder:2 2x2", compact=True), plan("cdpruner 25 projector"),
+                                    plan("cls 25 encoder:2", "pyramiddrop 25 decoder:1"), plan("divprune 25 encoder:1")], ids=label)
+def test_keeping_all_changes_nothing(made: Callable[[str], Made], tmp_path: Path, recipe: Recipe) -> None:
+    it = made("llava")
+    name, = compress(it.bundle.path, tmp_path / "bundle", [recipe])
+    pruned, full = Session(Bundle.open(tmp_path / "bundle"), plan=name, threads=1), Session(it.bundle, plan="full", threads=1)
+    for messages in (ASKED, TURNS):
+        _, _, pictures = it.prompt(full, messages)
+        np.testing.assert_allclose(told(pruned, messages, pictures), told(full, messages, pictures), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("recipe", [plan("sparsevlm 6 decoder:1"), plan("dart 10 decoder:1", compact=True), plan("cdpruner 8 projector")], ids=label)
+def test_a_text_of_few_rows_behind_the_picture_is_read_as_often_as_it_takes(made: Callable[[str], Made], recipe: Recipe) -> None:
+    it = made("llava")
+    said = "look at the number that is written here: "
+    compare(it, recipe, planned(recipe, it.bundle.manifest), [{"role": "user", "content": [{"type": "text", "text": said}, {"type": "image"}]}])
+
+
+FIRST = [*TURNS[:1]]
+CALLS = {"first": FIRST, "second": TURNS, "again": TURNS, "back": [*FIRST, {"role": "assistant", "content": [{"type": "text", "text": "no"}]},
+                                                                   {"role": "user", "content": [{"type": "text", "text": "and now?"}]}],
+         "another": ASKED, "text": [{"role": "user", "content": [{"type": "text", "text": "nothing to see"}]}]}
+
+
+@pytest.mark.parametrize(("case", "recipe"), [
+    ("llava", plan("random 9 decoder:1")), ("llava", plan("stride 8 decoder:2", compact=True)), ("llava", plan("pool 9 decoder:1")),
+    ("llava", plan("divprune 9 decoder:2")), ("llava", plan("cls 16 projector", "fastv 6 decoder:1", compact=True)),
+    ("llava", plan("dart 10 decoder:1", compact=True)), ("llava", plan("cdpruner 8 projector")), ("qwen2.5", plan("pool 12 decoder:1")),
+    ("qwen3", plan("random 4 decoder:3")), ("idefics3", plan("random 40 decoder:1 2x2")), ("gemma3", plan("random 6 decoder:1", compact=True)),
+    ("window", plan("stride 5 decoder:1"))], ids=lambda value: value if isinstance(value, str) else label(value))
+def test_a_later_turn_reuses_what_it_may_and_says_the_same(made: Callable[[str], Made], case: str, recipe: Recipe) -> None:
+    it = made(case)
+    name = plan_name(recipe, planned(recipe, it.bundle.manifest))
+    warm, reused = Session(it.bundle, plan=name, threads=1), dict[str, int]()
+    for call, messages in CALLS.items():
+        fresh = Session(it.bundle, plan=name, threads=1)
+        pictures = it.given(messages)
+        asked = warm.generate(messages, pictures, max_new_tokens=1)
+        asked.finish()
+        reused[call] = asked.statistics.reused_rows
+        np.testing.assert_allclose(told(warm, messages, pictures), told(fresh, messages, pictures), atol=2e-5, rtol=0)
+    first = len(it.prompt(warm, FIRST)[0]) - it.bundle.manifest.vision.tokens + warm._layout.rows
+    if warm.plan.needs_prompt:
+        assert [reused[call] for call in CALLS if call != "text"] == [0] * 5, "which tokens go on depends on the question"
+    else:
+        assert reused["first"] == 0 and first - 20 < reused["second"] <= first and reused["again"] > first and reused["back"] > first - 20
+
+
+REFUSED = {
+    ("siglip", "cls 9 projector"): "no CLS token", ("siglip", "cls 9 encoder:2"): "no CLS token", ("siglip", "visionzip 9 encoder:2"): "no CLS token",
+    ("qwen2.5", "random 9 encoder:1"): "cannot be cut inside; cut at the projector", ("qwen3", "stride 4 encoder:1"): "cut at the projector",
+    ("idefics3", "random 20 encoder:1"): "cut at the projector", ("internvl", "random 5 encoder:1"): "cut at the projector",
+    ("llava_next", "random 20 encoder:1"): "cut at the projector", ("gemma3", "random 5 encoder:1"): "cut at the projector",
+    ("llava_next", "hiprune 20 projector"): "cannot rank them; use another method", ("qwen2.5", "tome 20 projector"): "cannot rank them",
+    ("paligemma", "fastv 9 decoder:1"): "decoder layer 0 looks through a sliding window", ("window", "sparsevlm 9 decoder:1"): "a sliding window",
+    ("gemma3", "fastv 9 decoder:1"): "cut before another layer, or use another method",
+    ("softcap", "pyramiddrop 9 decoder:1"): "decoder layer 2 looks through a sliding window",
+    ("llava", "fastv 9 decoder:0"): "there is none before decoder:0",
+}
+
+
+@pytest.mark.parametrize(("case", "stage"), REFUSED)
+def test_where_a_method_cannot_stand_is_one_line_and_leaves_the_bundle(made: Callable[[str], Made], tmp_path: Path, case: str, stage: str) -> None:
+    it = made(case)
+    with pytest.raises(EdgecompError, match=re.escape(REFUSED[case, stage])) as refused:
+        compress(it.bundle.path, tmp_path / "bundle", [plan(stage)])
+    assert "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_positions_anew_behind_a_cut_in_an_m_rope_decoder_are_refused(made: Callable[[str], Made]) -> None:
+    with pytest.raises(EdgecompError, match="use --position keep with this model"):
+        planned(plan("dart 9 decoder:1", compact=True), made("qwen2.5").bundle.manifest)

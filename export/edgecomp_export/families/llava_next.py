@@ -214,7 +214,7 @@ class Anyres(Family):
         return self.packing.tokens
 
     def tower(self) -> tuple[int, int, bool]:
-        return *tower(self.config)[:2], False  # no CLS row has exactly these tokens beside it
+        return tower(self.config)
 
     # modules to trace
 
