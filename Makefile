@@ -10,7 +10,7 @@ SCENES := examples/scenes
 demo: .venv/ready
 	@mkdir -p $(OUT)
 	$(EDGECOMP) doctor
-	$(EDGECOMP) compile examples/scenes-llava -o $(OUT)/scenes --method dart --method cls --keep 64 --keep 128 --keep 192
+	$(EDGECOMP) compile examples/scenes-llava -o $(OUT)/scenes --method divprune --method cls --keep 64 --keep 128 --keep 192
 	$(EDGECOMP) inspect $(OUT)/scenes
 	$(EDGECOMP) run $(OUT)/scenes --plan cls-64 --stats --image $(SCENES)/images/scene-03.jpg \
 		--prompt "what number is written?" --prompt "what color is the star?"

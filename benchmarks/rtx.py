@@ -82,11 +82,11 @@ if __name__ == "__main__":
                 plain.lower(model)
                 bad = plain.refused(model)
                 made = bad[0] if bad else build(model, bundle_path / "graphs" / "plain.onnx", plan)
-                nodes = sum(1 for _ in model.graph)
-                row = [name, part, nodes, *((f"{made[0]:.1f}", f"{made[1]:.1f}") if isinstance(made, tuple) else (made, ""))]
-                rows.append(row)
-                print(*row, flush=True)
+                said = (f"{made[0]:.1f}", f"{made[1]:.1f}") if isinstance(made, tuple) else (made, "")
+                rows.append([name, part, sum(1 for _ in model.graph), *said])
+                print(*rows[-1], flush=True)
     failed = [row for row in rows if not row[-1]]
     write("rtx.md", "TensorRT for RTX builds every method's graph", "python benchmarks/rtx.py",
-          f"Engines for {CAPABILITY} of the demonstration model in fp32, built without a GPU and not run: {len(rows) - len(failed)} of {len(rows)}.\n",
+          f"Engines for {CAPABILITY} of the demonstration model in fp32, built without a GPU and not run: "
+          f"{len(rows) - len(failed)} of {len(rows)}.\n",
           markdown(["plan", "graph", "nodes", "build s", "engine MiB"], rows))

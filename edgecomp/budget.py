@@ -90,7 +90,7 @@ def tokens_of(keep: str, tokens: int) -> int:
     if not number.is_finite():
         raise BudgetError(f"a budget of {keep!r} is neither a count such as 64 nor a part such as 25%")
     if not 0 < number <= tokens:
-        raise BudgetError(f"a budget of {keep} is outside what there is: choose 1 to {tokens} visual tokens, or a part up to 100%")
+        raise BudgetError(f"a budget of {keep} is outside what this model has there: choose 1 to {tokens} visual tokens, or a part up to 100%")
     return max(1, math.floor(number + Decimal("0.5")))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgecomp.budget import Reduction, places_of
 from edgecomp.compress import Cut
@@ -47,8 +48,7 @@ class Exposed:
                     in_encoder(model, self.bundle.manifest.vision, one.layer, one.step, expose=number == last)
                 else:
                     at_projector(model, self.bundle.manifest.vision, one.step, expose=number == last)
-            out = self.run(model, {"pixels": pixels})
-            found.append(_seen(cut, out, ""))
+            found.append(self._run(model, {"pixels": pixels}, [(cut, "")])[0])
         return found
 
     def decoder(self, cuts: Sequence[Cut], feeds: dict[str, np.ndarray], *, compact: bool = False) -> list[Seen]:
@@ -56,16 +56,22 @@ class Exposed:
         model = load(self.bundle.file("graphs/decoder.onnx"))
         for cut in cuts:
             in_decoder(model, self.bundle.manifest.decoder, cut.layer, cut.step, compact=compact, expose=True)
-        out = self.run(model, feeds)
-        return [_seen(cut, out, f".{cut.layer}") for cut in cuts]
+        return self._run(model, feeds, [(cut, f".{cut.layer}") for cut in cuts])
 
-    def run(self, model: ir.Model, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A graph's results by name; its caches are as long as its window, and empty."""
+    def _run(self, model: ir.Model, feeds: dict[str, np.ndarray], cuts: Sequence[tuple[Cut, str]]) -> list[Seen]:
+        """The graph as far as these steps, each with its results' suffix. Caches are as long as the window, and empty."""
         lowering("onnxruntime")(model)
+        seen = [(f"features{end}", [f"{name}{end}" for name in cut.stage.method.signals(cut.kind)], f"order{end}") for cut, end in cuts]
+        wanted = {name for features, signals, order in seen for name in (features, *signals, order)}
+        model.graph.outputs[:] = [value for value in model.graph.outputs if value.name in wanted]
+        RemoveUnusedNodesPass()(model)
+        read = {value for node in ir.traversal.RecursiveGraphIterator(model.graph) for value in node.inputs}
+        model.graph.inputs[:] = [value for value in model.graph.inputs if value in read]
         path = self.folder / "exposed.onnx"
         save(model, path)
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
+        options.log_severity_level = 3
         session, given = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]), {}
         for value in session.get_inputs():
             if value.name.startswith("cache_"):
@@ -73,13 +79,8 @@ class Exposed:
                 given[value.name] = np.zeros(shape, np.float16 if "16" in value.type else np.float32)
             else:
                 given[value.name] = feeds[value.name]
-        wanted = [value.name for value in session.get_outputs() if not value.name.startswith("cache_")]
-        return dict(zip(wanted, session.run(wanted, given)))
-
-
-def _seen(cut: Cut, out: dict[str, np.ndarray], suffix: str) -> Seen:
-    names = cut.stage.method.signals(cut.kind)
-    return Seen(out[f"features{suffix}"], [out[f"{name}{suffix}"] for name in names], out.get(f"order{suffix}"))
+        out = dict(zip((value.name for value in session.get_outputs()), session.run(None, given)))
+        return [Seen(out[features], [out[name] for name in signals], out.get(order)) for features, signals, order in seen]
 
 
 def by_rule(cut: Cut, seen: Seen, picture: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,6 @@ import click
 
 from edgecomp import __version__
 from edgecomp.commands.options import JSON, KEEP, METHODS, STEPS, Pair, columns, method, print_json, reading, recipes, say
-
 from edgecomp_runtime.errors import EdgecompError
 
 if TYPE_CHECKING:

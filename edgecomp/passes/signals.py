@@ -200,12 +200,25 @@ def _keys(at: Prefill) -> ir.Value:
 
 def _normed(at: Prefill) -> ir.Value:
     """The state through the decoder's final norm: [B, S, D]."""
-    final = list(nodes(at.model, "RMSNormalization"))[-1]
-    node = ir.node(final.op_type, [at.hidden, *inputs(final)[1:]], dict(final.attributes))
+    final, hidden = _final_norm(at.model), at.hidden
+    if (wide := inputs(final)[0].dtype) not in (None, hidden.dtype):  # some norms work in fp32 whatever the model does
+        hidden = Tape(at.model).add("Cast", hidden, to=wide)
+        hidden.type, hidden.shape = inputs(final)[0].type, at.hidden.shape
+    node = ir.node(final.op_type, [hidden, *inputs(final)[1:]], dict(final.attributes))
     at.model.graph.append(node)
     found = node.outputs[0]
-    found.shape, found.type = at.hidden.shape, at.hidden.type
+    found.shape, found.type = at.hidden.shape, final.outputs[0].type
     return found
+
+
+def _final_norm(model: ir.Model) -> ir.Node:
+    """The norm before the head: the first one on the way back from the logits. Signals of earlier cuts may have put copies of others anywhere."""
+    waiting = [next(v for v in model.graph.outputs if v.name == "logits")]
+    while True:
+        node = waiting.pop(0).producer()
+        if node is not None and node.op_type == "RMSNormalization":
+            return node
+        waiting += inputs(node) if node is not None else []
 
 
 DECODER: dict[str, Callable[[Prefill], Signal]] = {

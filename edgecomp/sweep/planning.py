@@ -117,7 +117,8 @@ def as_constants(cuts: Sequence[Cut], position: str, seed: int) -> Recipe:
 def combination(recipe: Recipe) -> str:
     """A recipe in words, before it is known whether it can be made."""
     def one(stage: Stage) -> str:
-        values = ",".join(f"{key}={value}" for key, value in _values(stage.method).items())
+        defaults = methods.parameters(type(stage.method))
+        values = ",".join(f"{key}={value}" for key, value in _values(stage.method).items() if value != defaults[key])
         windows = f" in {stage.windows[0]}x{stage.windows[1]} windows" if stage.windows else ""
         return f"{stage.method.name}{':' + values if values else ''} to {stage.keep}{' at ' + stage.site if stage.site else ''}{windows}"
     return ", then ".join(map(one, recipe.stages)) + (", compact" if recipe.position == "compact" else "")

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import threading
 import time
 from collections import Counter
@@ -11,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from edgecomp.doctor import machine
 from edgecomp.evaluate import Question
 from edgecomp.measure import Spec
 from edgecomp.sweep.job import (
@@ -158,9 +158,10 @@ def _time(folder: Path, cells: dict[str, Cell], plans: Sequence[str], wanted: di
 
 
 def room(jobs: int) -> int:
-    """Bytes that each of so many processes may hold: a quarter of what is free, shared."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in os.sysconf_names else MOST_BYTES
-    return min(MOST_BYTES, free // 4 // jobs)
+    """Bytes that each of so many processes may hold: a quarter of the machine's memory, shared. (What is free just now says little: files
+    that were read take the rest.)"""
+    memory: int = machine()["memory_bytes"]
+    return min(MOST_BYTES, memory // 4 // jobs)
 
 
 class _Clock:

@@ -1,12 +1,14 @@
 """Hugging Face's model pruned live: while inside, its layers from a cut on see only the rows that are imposed on them."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+Seen = Callable[[int, torch.Tensor], torch.Tensor]  # the mask [1, 1, rows, rows] of a layer for rows that are left, by their first numbers
 
 
 @dataclass(frozen=True)
@@ -14,12 +16,12 @@ class LiveCut:
     """Before a layer of a stack, rows [S'] of the S that arrive go on.
 
     weights: [S', S], where the rows are sums of those that arrive; None: they are the rows themselves.
-    positions: [1, S'] anew, where the policy is 'compact'.
+    compact: positions are numbered anew, from the first row's on, one a row.
     """
     layer: int
     rows: torch.Tensor
     weights: torch.Tensor | None = None
-    positions: torch.Tensor | None = None
+    compact: bool = False
 
     def hidden(self, state: torch.Tensor) -> torch.Tensor:
         """[B, S, D] -> [B, S', D]."""
@@ -27,13 +29,13 @@ class LiveCut:
 
 
 @contextmanager
-def pruned(layers: torch.nn.ModuleList, cuts: Sequence[LiveCut], rotary: torch.nn.Module | None = None) -> Iterator[None]:
-    """Cuts the rows between layers: hidden states, masks, and rotary embeddings, which are computed anew by `rotary` for new positions."""
+def pruned(layers: torch.nn.ModuleList, cuts: Sequence[LiveCut], seen: Seen | None = None) -> Iterator[None]:
+    """Cuts the rows between layers: hidden states, rotary embeddings, and masks, which `seen` makes anew where layers have any."""
     handles, cuts = [], sorted(cuts, key=lambda cut: cut.layer)
     for index, layer in enumerate(layers):
         before = [cut for cut in cuts if cut.layer <= index]
         if before:
-            handles.append(layer.register_forward_pre_hook(_hook(index, before, rotary), with_kwargs=True))
+            handles.append(layer.register_forward_pre_hook(_hook(index, before, seen), with_kwargs=True))
     try:
         yield
     finally:
@@ -41,36 +43,25 @@ def pruned(layers: torch.nn.ModuleList, cuts: Sequence[LiveCut], rotary: torch.n
             handle.remove()
 
 
-def _hook(index: int, cuts: Sequence[LiveCut], rotary: torch.nn.Module | None) -> Any:
+def _hook(index: int, cuts: Sequence[LiveCut], seen: Seen | None) -> Any:
+    rows = cuts[0].rows
+    for cut in cuts[1:]:
+        rows = rows[cut.rows]
+    # row n of the tables turns by the n-th position, so that numbered anew the first ones are right for any rows
+    turned = torch.arange(len(rows)) if cuts[-1].compact else rows
+
     def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        if cuts[-1].layer == index:  # the states that arrive at later layers have been cut already
-            hidden = cuts[-1].hidden(hidden)
-        found = {name: _rows(name, value, cuts, rotary, hidden) for name, value in kwargs.items()}
-        if args:
-            return (hidden, *(_rows("attention_mask", value, cuts, rotary, hidden) for value in args[1:])), found
-        return args, {**found, "hidden_states": hidden}
-    return hook
-
-
-def _rows(name: str, value: Any, cuts: Sequence[LiveCut], rotary: torch.nn.Module | None, hidden: torch.Tensor) -> Any:
-    """An argument of a layer, for the rows that are left."""
-    if name == "position_embeddings" and cuts[-1].positions is not None:
-        assert rotary is not None
-        return rotary(hidden, cuts[-1].positions)
-    if name in ("position_embeddings", "position_ids", "attention_mask", "cache_position"):
+        hidden, *others = args or (kwargs["hidden_states"],)
+        found = dict(kwargs)
         for cut in cuts:
-            value = _taken(value, cut.rows, name)
-    return value
-
-
-def _taken(value: Any, rows: torch.Tensor, name: str) -> Any:
-    if isinstance(value, (tuple, list)):
-        return type(value)(_taken(one, rows, name) for one in value)
-    if not isinstance(value, torch.Tensor):
-        return value
-    if name == "attention_mask" and value.ndim == 4:  # [B, 1, rows, rows]
-        return value[:, :, rows][:, :, :, rows]
-    if name == "position_embeddings":  # [.., rows, d]
-        return value.index_select(-2, rows)
-    return value.index_select(-1, rows)
+            if cut.layer == index:  # the states that arrive at later layers have been cut already
+                hidden = cut.hidden(hidden)
+        if kwargs.get("position_embeddings") is not None:
+            found["position_embeddings"] = tuple(table.index_select(-2, turned) for table in kwargs["position_embeddings"])
+        for name in ("position_ids", "cache_position"):
+            if kwargs.get(name) is not None:
+                found[name] = kwargs[name].index_select(-1, rows)
+        if seen is not None:
+            found["attention_mask"] = seen(index, rows)
+        return ((hidden, *others), found) if args else (args, {**found, "hidden_states": hidden})
+    return hook

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgecomp_export import checkpoint
-from edgecomp_export.families.base import DEFAULTS, Geometry
+from edgecomp_export.families.base import DEFAULTS, Geometry, additive, visible
 from edgecomp_export.pruned import LiveCut, pruned
 
 
@@ -105,11 +105,15 @@ class Reference(Prompts):
         deepstack = [torch.zeros_like(embeddings) for _ in stacked]
         for rows, features in zip(deepstack, stacked):
             rows[:, :len(ids)][places] = features.to(rows.dtype)
-        where = torch.from_numpy(np.ascontiguousarray(positions))
-        decoder = self.family.text_model(self.model)
-        with pruned(decoder.layers, cuts, getattr(decoder, "rotary_emb", None)):
-            hidden = self.family.hf_decode(self.model, embeddings, where if len(where) == 1 else where[:, None],
-                                           self.segments(places[0], len(answer)), deepstack)
+        for layer in range(len(deepstack)):
+            for cut in (cut for cut in cuts if cut.layer <= layer):
+                deepstack[layer] = cut.hidden(deepstack[layer])
+        where, segments = torch.from_numpy(np.ascontiguousarray(positions)), self.segments(places[0], len(answer))
+
+        def seen(layer: int, rows: torch.Tensor) -> torch.Tensor:
+            return additive(visible(segments[:, rows], self.family.window(layer), self.family.segments_bounded), embeddings.dtype)
+        with pruned(self.family.text_model(self.model).layers, cuts, seen):
+            hidden = self.family.hf_decode(self.model, embeddings, where if len(where) == 1 else where[:, None], segments, deepstack)
         found: NDArray[np.float32] = self.family.language(self.model)[1](hidden[0, -len(answer) - 1:]).numpy()
         return found
 

@@ -107,15 +107,16 @@ def imposed(session: Session, reference: Reference, features: tuple[torch.Tensor
     kept, manifest = session.visual_tokens(image).kept, session.bundle.manifest
     steps = [step for step in session.plan.steps if not in_decoder(step)]
     made = [methods.make(step.method, **step.parameters) for step in steps]
-    if len(steps) > 1 or any(isinstance(m, Merging) and not isinstance(m, Averaging) for m in made):
-        raise EdgecompError(f"plan {session.plan_name!r} merges tokens by what it sees, or twice, which Hugging Face's model cannot be made to do: "
-                            "verify another plan")
+    twice = len(steps) > 1 and not all(step.site == "projector" and not isinstance(m, Merging) for step, m in zip(steps, made))
+    if twice or any(isinstance(m, Merging) and not isinstance(m, Averaging) for m in made):
+        raise EdgecompError(f"plan {session.plan_name!r} merges tokens by what it sees, or in several steps, which Hugging Face's model "
+                            "cannot be made to do: verify another plan")
     site, _, layer = steps[0].site.partition(":") if steps else ("", "", "")
+    if site == "encoder" and isinstance(made[0], Averaging):
+        raise EdgecompError(f"plan {session.plan_name!r} averages inside the vision tower, which verify does not compare: verify another plan")
     if site == "encoder" and int(layer) <= manifest.vision.select_layer:
         cls = int(manifest.vision.has_cls)
         cut = torch.from_numpy(np.concatenate([np.arange(cls), kept + cls]))
-        if isinstance(made[0], Averaging):
-            raise EdgecompError(f"plan {session.plan_name!r} averages inside the vision tower, which verify does not compare: verify another plan")
         features = reference.features(pixels, [LiveCut(int(layer), cut)])
         return features[0][0], [stacked[0] for stacked in features[1]], kept
     tokens, stacked = (features[0][0].numpy(), [layer[0].numpy() for layer in features[1]])
@@ -175,10 +176,10 @@ def live(session: Session, visual: NDArray[np.bool_], entering: NDArray[np.int64
                 raise EdgecompError(f"plan {session.plan_name!r} averages what a step chose, which is not compared: verify another plan")
             matrix = np.eye(len(rows))[stay]
             matrix[np.isin(rows[stay], chosen)] = 0
-            matrix[np.ix_(np.flatnonzero(np.isin(rows[stay], chosen)), chosen)] = averaged(Reduction.of(method, tokens, step.keep, "decoder", step.windows))
+            average = averaged(Reduction.of(method, tokens, step.keep, "decoder", step.windows))
+            matrix[np.ix_(np.flatnonzero(np.isin(rows[stay], chosen)), chosen)] = average
             weights = torch.from_numpy(matrix.astype(np.float32))
-        positions = torch.arange(stay.sum())[None] + manifest.decoder.first_position if plan.position == "compact" else None
-        found.append(LiveCut(cut.layer, torch.from_numpy(rows[stay]), weights, positions))
+        found.append(LiveCut(cut.layer, torch.from_numpy(rows[stay]), weights, plan.position == "compact"))
         is_visual, entering = is_visual[stay], after
     return found
 

@@ -331,13 +331,13 @@ def test_a_window_larger_than_the_model_was_trained_for(checkpoint: Path, tmp_pa
 # ---- budgets and methods ----
 
 @pytest.mark.parametrize(("keep", "telling"), [
-    ("0", "a budget of 0 is outside what this model has: choose 1 to 576 visual tokens"),
-    ("577", "a budget of 577 is outside what this model has: choose 1 to 576 visual tokens"),
-    ("-3", "a budget of -3 is outside what this model has: choose 1 to 576 visual tokens"),
+    ("0", "a budget of 0 is outside what this model has there: choose 1 to 576 visual tokens"),
+    ("577", "a budget of 577 is outside what this model has there: choose 1 to 576 visual tokens"),
+    ("-3", "a budget of -3 is outside what this model has there: choose 1 to 576 visual tokens"),
     ("abc", "a budget of 'abc' is neither a count such as 64 nor a part such as 25%"),
     ("6.5", "a budget of '6.5' is neither a count such as 64 nor a part such as 25%"),
     ("", "a budget of '' is neither a count such as 64 nor a part such as 25%"),
-    ("0%", "a budget of 0% is outside what this model has: choose 1 to 576 visual tokens, or a part up to 100%"),
+    ("0%", "a budget of 0% is outside what this model has there: choose 1 to 576 visual tokens, or a part up to 100%"),
     ("-1%", "a budget of -1% is outside what this model has"),
     ("101%", "a budget of 101% is outside what this model has"),
     ("nan%", "a budget of 'nan%' is neither a count such as 64 nor a part such as 25%"),
@@ -356,7 +356,7 @@ def test_pooling_to_a_prime_names_the_nearest_budgets(demo: Path, tmp_path: Path
 @pytest.mark.parametrize(("options", "telling"), [
     (["--keep", 64], "--method and --keep go together"),
     (["--method", "dart"], "--method and --keep go together"),
-    (["--position", "compact"], "--position compact is of the tokens that a method keeps, and there is no --method"),
+    (["--position", "compact"], "--position is of the tokens that a method keeps, and there is no --method"),
     (["--method", "random:seed=x", "--keep", 64], "--method random:seed=x: 'seed=x' is not PARAMETER=NUMBER"),
     (["--method", "random:seed", "--keep", 64], "--method random:seed: 'seed' is not PARAMETER=NUMBER"),
 ])
@@ -365,8 +365,10 @@ def test_options_that_do_not_go_together(command: str, options: list[object], te
 
 
 @pytest.mark.parametrize(("method", "telling"), [
-    ("dartt", "unknown method 'dartt'; did you mean 'dart'? (known: cls, dart, pool, random, stride)"),
-    ("", "unknown method '' (known: cls, dart, pool, random, stride)"),
+    ("dartt", "unknown method 'dartt'; did you mean 'dart'? (known: cdpruner, cls, dart, divprune, fastv, grid, hiprune, pool, pyramiddrop, random, "
+     "sparsevlm, stride, tome, visionzip, vispruner)"),
+    ("", "unknown method '' (known: cdpruner, cls, dart, divprune, fastv, grid, hiprune, pool, pyramiddrop, random, "
+     "sparsevlm, stride, tome, visionzip, vispruner)"),
     ("dart:pivot=3", "method 'dart' has no parameter 'pivot'; it has pivots"),
     ("pool:seed=1", "method 'pool' has no parameter 'seed' (it has none)"),
     ("dart:pivots=0", "dart needs at least one pivot, not 0"),
@@ -607,7 +609,7 @@ def put(value: Any, *path: str) -> Callable[[dict[str, Any]], None]:
 
 
 @pytest.mark.parametrize(("change", "telling"), [
-    (put(3, "schema"), "the bundle has schema 3, made by edgecomp 0.1.0; this reader knows up to 2: install edgecomp 0.1.0 or later"),
+    (put(4, "schema"), "the bundle has schema 4, made by edgecomp 0.1.0; this reader knows up to 3: install edgecomp 0.1.0 or later"),
     (put(0, "schema"), "edgecomp.json has no schema number: this is not an edgecomp bundle"),
     (put("1", "schema"), "edgecomp.json has no schema number: this is not an edgecomp bundle"),
     (deleted("schema"), "edgecomp.json has no schema number: this is not an edgecomp bundle"),
@@ -641,6 +643,9 @@ def put(value: Any, *path: str) -> Callable[[dict[str, Any]], None]:
     (put([65], "plans", "dart-64", "tile_tokens"), "it has plan 'dart-64' with 64 visual tokens of 576, [65] of the tiles; compile the bundle again"),
     (put([], "plans", "full", "cache_rows"), "edgecomp.json makes no sense: it has plan 'full' with cache rows [], for 8 layers"),
     (put([2**60] * 8, "plans", "full", "cache_rows"), "edgecomp.json makes no sense: it has plan 'full' with cache rows [1152921504606846976, "),
+    (put([{"layer": 8, "tile_tokens": [64]}], "plans", "full", "cuts"), "a cut before layer 8 of 8 to [64] of 576 visual tokens"),
+    (put([{"layer": 2, "tile_tokens": [577]}], "plans", "full", "cuts"), "a cut before layer 2 of 8 to [577] of 576 visual tokens; compile"),
+    (put([{"layer": 2, "tile_tokens": []}], "plans", "full", "cuts"), "a cut before layer 2 of 8 to [] of 576 visual tokens; compile"),
     (deleted("plans", "full", "variants", "onnxruntime", "vision"),
      "edgecomp.json makes no sense: it has plan 'full' with the onnxruntime graphs prefill, decode; compile the bundle again"),
 ])
@@ -657,7 +662,7 @@ def test_a_manifest_that_cannot_be(change: Callable[[dict[str, Any]], None], tel
     (b"[" * 100_000, "edgecomp.json is not JSON (maximum recursion depth"),
     (b"\xff\xfe", "edgecomp.json cannot be read ('utf-8' codec"),
     (b'{"schema": 1}', "edgecomp.json was changed after it was written (its digest differs): compile the bundle again"),
-    (b'{"schema": 9}', "the bundle has schema 9, made by a newer edgecomp; this reader knows up to 2: install a newer edgecomp or later"),
+    (b'{"schema": 9}', "the bundle has schema 9, made by a newer edgecomp; this reader knows up to 3: install a newer edgecomp or later"),
 ])
 def test_a_manifest_that_is_none(text: bytes, telling: str, tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "edgecomp.json").write_bytes(text)

@@ -36,7 +36,8 @@ FP32, FP16 = 1e-4, 5e-3
 CASES: dict[str, tuple[str, dict[str, Any], list[tuple[str, str]]]] = {
     "next-2x2-unpadded": ("next-llama", {"image_size": (90, 120)},
                           [("dart", "29"), ("dart", "105"), ("dart", "100%"), ("stride", "37"), ("pool", "30"), ("random", "97")]),
-    "next-2x2": ("next-llama", {"image_size": (120, 120)}, [("cls", "29"), ("hiprune", "40"), ("vispruner", "31"), ("fastv", "33"), ("cdpruner", "27")]),
+    "next-2x2": ("next-llama", {"image_size": (120, 120)},
+                 [("cls", "29"), ("hiprune", "40"), ("vispruner", "31"), ("fastv", "33"), ("cdpruner", "27")]),
     "next-overview": ("next-mistral", {"tiles": 0}, [("dart", "7"), ("pool", "16"), ("stride", "100%")]),
     "ov-scaled": ("ov-qwen2", {"image_size": (190, 230)}, [("dart", "25%"), ("pool", "12")]),
     "ov-square": ("ov-mha", {"tiles": 0}, []),

@@ -180,6 +180,12 @@ class Family(ABC):
         """HF's own positions [axes, rows] of an unpruned prompt's ids [1, rows]."""
         return np.arange(self.first_position, self.first_position + ids.shape[1])[None]
 
+    def window(self, layer: int) -> int | None:
+        """The rows that a decoder layer looks back, itself among them; None: all."""
+        text = self.config.get_text_config()
+        kinds = getattr(text, "layer_types", None)
+        return getattr(text, "sliding_window", None) if kinds is None or kinds[layer] == "sliding_attention" else None
+
     def hf_decode(self, model: Any, embeddings: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor,
                   deepstack: list[torch.Tensor]) -> torch.Tensor:
         """HF's decoder over whole sequences: the last hidden state [1, rows, D].
@@ -189,7 +195,7 @@ class Family(ABC):
             embeddings: [1, rows, D].
             positions: [1, rows], or [axes, 1, rows].
             segments: [1, rows], see `Rows`.
-            deepstack: each [1, rows, D], zero at text.
+            deepstack: each [1, rows, D], zero at text; of the rows that its layer has, where some were cut before.
         """
         # without a mask, transformers takes a jump in the positions for the start of another packed sequence
         found: torch.Tensor = self.text_model(model)(inputs_embeds=embeddings, attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.int64),
@@ -204,3 +210,8 @@ def visible(segments: torch.Tensor, window: int | None = None, bounded: bool = T
     before, same = at[None] <= at[:, None], (own[None] == own[:, None]) & (own > 0)[:, None]
     near = torch.ones_like(before) if window is None else at[None] > at[:, None] - window
     return (before | same) & near if bounded else (before & near) | same
+
+
+def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask [1, 1, rows, rows] that HF adds to scores, from what is seen [rows, rows]."""
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[None, None]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from edgecomp_export.checkpoint import image_info
-from edgecomp_export.families.base import Family, visible
+from edgecomp_export.families.base import Family, additive, visible
 from edgecomp_export.families.llava import mark_tower, tower_layers
 from edgecomp_export.nodes import mark
 from edgecomp_runtime.errors import EdgecompError
@@ -102,8 +102,3 @@ class Gemma3(Siglip):
 
     def hf_prompt(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"token_type_ids": (ids == self.config.image_token_index).long()}
-
-
-def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A mask [1, 1, rows, rows] that HF adds to scores, from what is seen [rows, rows]."""
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[None, None]

@@ -44,10 +44,14 @@ class Qwen3VL(Qwen2VL):
 
     def hf_decode(self, model: Any, embeddings: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor,
                   deepstack: list[torch.Tensor]) -> torch.Tensor:
-        every = torch.ones(embeddings.shape[:2], dtype=torch.bool)
-        found: torch.Tensor = model.model.language_model(inputs_embeds=embeddings, attention_mask=every.long(), use_cache=False,
-                                                         position_ids=positions, visual_pos_masks=every,
-                                                         deepstack_visual_embeds=[features[0] for features in deepstack]).last_hidden_state
+        decoder, every = model.model.language_model, torch.ones(embeddings.shape[:2], dtype=torch.bool)
+        # features are of all rows here, and HF would look for them in as many rows as the first layer has
+        decoder._deepstack_process = lambda hidden, _, features: hidden + features
+        try:
+            found: torch.Tensor = decoder(inputs_embeds=embeddings, attention_mask=every.long(), use_cache=False, position_ids=positions,
+                                          visual_pos_masks=every, deepstack_visual_embeds=deepstack).last_hidden_state
+        finally:
+            del decoder._deepstack_process
         return found
 
 
