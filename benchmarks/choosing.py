@@ -104,7 +104,7 @@ def selector(bundle: Bundle, recipe: Recipe) -> tuple[ir.Model, int]:
     stops = [node.outputs[0] for signal in ("hidden", "visual_tokens") for node in marks(model, signal).values()]
     for node in nodes(model, "Attention", DOMAIN):
         stops += [v for v in (*node.inputs[:2], *node.outputs) if v is not None]
-    if step.stage.method.every_layer:
+    if step.kind == "encoder" and step.stage.method.every_layer:
         stops += [v for node in model.graph if node.domain == FUNCTIONS for v in node.inputs[:2] if v is not None]
     stops = [v for v in dict.fromkeys(stops) if v not in wanted]
     piece = cut(model, wanted, [f"out{n}" for n in range(len(wanted))], {value: f"in{n}" for n, value in enumerate(stops)})

@@ -40,6 +40,7 @@ def lower(model: ir.Model) -> None:
     _split_head(model)
     _quick_gelu(model)
     _skip_norm(model)
+    RemoveUnusedNodesPass()(model)  # what nobody reads would keep what it reads out of a cut's branch
     for cut in nodes(model, "Cut", DOMAIN):
         where_pictures(model, cut)
     CommonSubexpressionEliminationPass()(model)

@@ -21,6 +21,8 @@ from edgecomp.budget import Reduction, Tokens
 from edgecomp.dialects import lowering
 from edgecomp.dialects.onnxruntime import lower
 from edgecomp.ir.graphs import load, save
+from edgecomp.passes.decoder import in_decoder
+from edgecomp.passes.signals import needs_prompt
 from edgecomp.passes.splice import at_projector
 from edgecomp_runtime import images
 from edgecomp_runtime.bundle import Bundle
@@ -153,6 +155,22 @@ def test_the_vision_graph_and_a_method_compute_what_they_did(bundle: Bundle, tmp
     assert before["features"].shape == (1, 576, 320) and before["visual_tokens"].shape == (1, 64, 320)
     for output, expected in before.items():
         np.testing.assert_allclose(after[output], expected, atol=1e-6 if output == "cls_attention" else CLOSE, rtol=0)
+
+
+@pytest.mark.parametrize("name", [n for n in methods.METHODS if {"decoder", "projector"} & set(methods.make(n).taxonomy.sites)])
+def test_choosing_costs_nothing_where_there_is_no_picture(bundle: Bundle, name: str) -> None:
+    """All nodes of a method at decoder:2, or at the decoder's entrance, are in the branch that runs with pictures."""
+    method = methods.make(name)
+    kind, layer = ("decoder", 2) if "decoder" in method.taxonomy.sites else ("projector", 0)
+    if kind == "projector" and not needs_prompt(method.signals(kind)):
+        return  # it stands in the vision graph
+    model = load(bundle.file("graphs/decoder.onnx"))
+    in_decoder(model, bundle.manifest.decoder, layer, Reduction.of(method, Tokens.of(bundle.manifest), 64, kind))
+    lower(model)
+    branch = next(node for node in model.graph if node.op_type == "If").attributes["then_branch"].as_graph()
+    chosen = {"TopK", "GatherND", "GatherElements", "ScatterElements", "Softmax"}
+    assert not chosen & {node.op_type for node in model.graph}
+    assert chosen & {node.op_type for node in branch} or name == "pool"
 
 
 def lowered_graphs(bundle: Bundle) -> list[str]:
