@@ -29,7 +29,7 @@ from edgecomp.ir.graphs import load
 from edgecomp.ir.rewrite import DOMAIN, marks, nodes
 from edgecomp.methods.base import DOMAIN as FUNCTIONS
 from edgecomp.passes.decoder import in_decoder
-from edgecomp.passes.encoder import in_encoder
+from edgecomp.passes.encoder import in_encoder, state_before
 from edgecomp.passes.merge_layers import in_every_layer
 from edgecomp.passes.splice import at_projector
 from edgecomp_export.pieces import cut
@@ -88,7 +88,7 @@ def selector(bundle: Bundle, recipe: Recipe) -> tuple[ir.Model, int]:
     manifest = bundle.manifest
     step, = planned(recipe, manifest)[:1]
     files = manifest.plans["full"].variants["neutral"]
-    model = load(bundle.file(files["prefill" if step.in_decoder else "vision"]))
+    model, began = load(bundle.file(files["prefill" if step.in_decoder else "vision"])), list[ir.Value]()
     if step.in_decoder:
         in_decoder(model, manifest.decoder, step.layer, step.step)
         join = next(nodes(model, "Cut", DOMAIN))
@@ -97,11 +97,15 @@ def selector(bundle: Bundle, recipe: Recipe) -> tuple[ir.Model, int]:
         in_every_layer(model, manifest.vision, step.stage.method, step.layer, step.step.keep)
         wanted = [v for node in model.graph if node.domain == FUNCTIONS for v in node.outputs if v.uses()]
     else:
-        (in_encoder(model, manifest.vision, step.layer, step.step) if step.kind == "encoder" else at_projector(model, manifest.vision, step.step))
+        if step.kind == "encoder":
+            began.append(state_before(model, step.layer))
+            in_encoder(model, manifest.vision, step.layer, step.step)
+        else:
+            at_projector(model, manifest.vision, step.step)
         outputs = {v.name: v for v in model.graph.outputs}
         calls = [v for node in model.graph if node.domain == FUNCTIONS for v in node.outputs if v.uses()]
         wanted = calls if step.kind == "encoder" else [outputs["visual_tokens"], outputs["kept"]]
-    stops = [node.outputs[0] for signal in ("hidden", "visual_tokens") for node in marks(model, signal).values()]
+    stops = began + [node.outputs[0] for signal in ("hidden", "visual_tokens") for node in marks(model, signal).values()]
     for node in nodes(model, "Attention", DOMAIN):
         stops += [v for v in (*node.inputs[:2], *node.outputs) if v is not None]
     if step.kind == "encoder" and step.stage.method.every_layer:

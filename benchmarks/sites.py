@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from choosing import PICTURE, PROMPT, checkpoint
+from choosing import PICTURE, checkpoint
 from common import CHECKPOINT, WORK, markdown, write
 
 from edgecomp import methods
@@ -25,7 +25,8 @@ from edgecomp.compress import Recipe
 from edgecomp.footprint import cache_bytes
 from edgecomp_runtime import Bundle, Session
 
-KEEP, REPEATS, TOKENS = "64", 9, 17
+KEEP, REPEATS, TOKENS = "64", 9, 33
+PROMPT = "describe the image. where is the star? what number is written? what color is the ring?"  # a long answer
 PLANS = (("random", "projector"), ("fastv", "decoder:2"), ("random", "decoder:2"), ("pyramiddrop", ""), ("random", "encoder:4"), ("tome", ""))
 
 

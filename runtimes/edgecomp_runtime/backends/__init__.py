@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,8 +65,7 @@ def is_state(role: str) -> bool:
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    """Zeros at an address that is a multiple of 256 bytes, as accelerators ask for. Pages are taken when first written."""
+    """Zeros that begin on a page of their own (accelerators ask for a multiple of 256 bytes). Pages are taken when first written: straight
+    from the system, for an allocator hands out again what others have filled."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = np.zeros(size + 256, np.uint8)
-    start = -raw.ctypes.data % 256
-    return raw[start:start + size].view(dtype).reshape(shape)
+    return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype, int(np.prod(shape))).reshape(shape)
