@@ -19,7 +19,7 @@ demo: .venv/ready
 	@echo "Open the report: $(OUT)/report.html"
 
 test: .venv/ready-dev check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/ready-dev
 	$(BIN)/ruff check .

@@ -80,7 +80,8 @@ class CDPruner(Selection):
         rows, taken = np.zeros((place.keep, place.tokens)), np.zeros(place.tokens, bool)
         for step in range(place.keep):
             left = np.maximum(left, FLOOR)
-            index = (yield Step(np.where(taken, -np.inf, relevance ** 2 * left), 1))[0]
+            # what is left of a token is a difference of lengths about 1, whose rounding it has
+            index = (yield Step(np.where(taken, -np.inf, relevance ** 2 * left), 1, size=1.0))[0]
             taken[index] = True
             rows[step] = (alike[index] - rows[:step, index] @ rows[:step]) / np.sqrt(left[index])
             left = left - rows[step] ** 2

@@ -46,8 +46,8 @@ class DivPrune(Selection):
         np.fill_diagonal(apart, np.inf)
         nearest = apart.min(1, initial=2)
         np.fill_diagonal(apart, -np.inf)
-        (first,) = yield Step(1 + nearest, 1)  # a margin is relative: 1 more makes that of two duplicates as small as they are near
+        (first,) = yield Step(nearest, 1, size=1.0)  # distances are differences of cosines: those of two duplicates are all rounding
         least = apart[first]
         for _ in range(place.keep - 1):
-            (found,) = yield Step(1 + least, 1)
+            (found,) = yield Step(least, 1, size=1.0)
             least = np.minimum(least, apart[found])

@@ -80,24 +80,13 @@ def test_the_graph_follows_the_rule_at_every_step(real: Real, name: str, kind: s
         assert seen.order is not None and seen.order.shape == (len(seen.features), keep)
         for picture, order in enumerate(seen.order):
             rule = method.rule(place, *(values[picture].astype(np.float64) for values in (seen.features, *seen.signals)))
-            checks = follow(in_parts_of_one(rule) if name == "cdpruner" else rule, order)
+            checks = follow(rule, order)
             wrong = [(step, check.margin) for step, check in enumerate(checks) if not check.agrees]
             assert all(margin < TIE for _, margin in wrong), (keep, picture, wrong)
             ties += [f"{keep} of {PICTURES[picture]}, step {step}: {check.margin:.1e}" for step, check in enumerate(checks) if check.margin < TIE]
             clear += not wrong
     print(f"{name} at {kind}: {clear} trajectories are all the rule's, {len(ties)} near ties", *ties, sep="\n")
     assert clear, "at one budget of one picture at least all choices are the rule's"
-
-
-def in_parts_of_one(rule: Rule) -> Rule:
-    """The same choices, with margins relative to 1: what is left of a token outside those chosen has rounding of its whole length."""
-    step = next(rule)
-    while True:
-        choice = yield Step(1 + step.scores, step.count)
-        try:
-            step = rule.send(choice)
-        except StopIteration:
-            return
 
 
 # signals against Hugging Face's model
