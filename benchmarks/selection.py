@@ -1,6 +1,6 @@
 """Kept tokens: every selection graph against its numpy rule, fed the tensors that the graph saw, on real activations; and fp16 against fp32.
 
-    python benchmarks/selection.py           (about 15 minutes on 2 cores)
+    python benchmarks/selection.py           (about 5 minutes on 2 cores)
 
 Each choosing step of a graph is judged given the graph's own choices before it. A near tie is a step whose worst chosen and best left
 score differ by less than 1e-5 of their size in float64: rounding decides there. fp16 runs the same pictures through the bundle
@@ -28,7 +28,7 @@ from edgecomp_runtime.generation import Statistics
 sys.path.insert(0, str(ROOT / "tests"))
 from exposed import Exposed, Seen  # what the tests look through
 
-PARTS, NEAR, PICTURES = (75, 50, 33, 11, 5), 1e-5, 4
+PARTS, NEAR, PICTURES = (75, 50, 33, 11, 5), 1e-5, 2
 LAYERS = {"encoder": 5, "projector": 0, "decoder": 2}
 QUESTION = "what number is written, and which shapes stand beside it?"
 
