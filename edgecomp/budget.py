@@ -118,7 +118,7 @@ def parts_of(tokens: Tokens, keep: int, site: str = "projector", windows: tuple[
         raise BudgetError(f"a budget of {keep} cannot be shared among this picture's {len(tiles)} tiles, which have {sum(sizes)} visual tokens: "
                           f"choose {len(tiles)} to {sum(sizes)}{every}")
     if windows is None:
-        return tuple(Part(t, Place((t.rows, t.columns), k, site, tokens.regular)) for t, k in zip(tiles, quota))
+        return tuple(Part(t, Place((t.rows, t.columns), k, site)) for t, k in zip(tiles, quota))
     if not tokens.regular:
         raise BudgetError(f"windows of {windows[0]}x{windows[1]} need tokens that form a grid, and an earlier step has chosen among these: "
                           "put the windows on the first step")

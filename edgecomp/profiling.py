@@ -1,11 +1,9 @@
 """Profiling a bundle on the machine at hand: every plan beside its baselines, measured, as one result for the report."""
 from __future__ import annotations
 
-import base64
 import dataclasses
 import datetime as dt
 import importlib.metadata
-import io
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +12,12 @@ from typing import Any
 
 from edgecomp import __version__, methods
 from edgecomp.budget import nearest
-from edgecomp.canvas import on_canvas, pictures
 from edgecomp.compress import Recipe, compress, plan_name, planned
 from edgecomp.datasets.base import Question
 from edgecomp.doctor import machine
 from edgecomp.evaluate import normal, read_questions
-from edgecomp.footprint import cache_bytes, weight_bytes
 from edgecomp.measure import Spec, measure
+from edgecomp.report import facts
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.manifest import Manifest, PlanInfo
 
@@ -69,9 +66,10 @@ def profile(path: Path, plans: Sequence[str], *, image: str | None, prompt: str,
                                           data=str(data) if data else None, **_plain(reading)))
         return {"edgecomp": __version__, "created": dt.date.today().isoformat(), "command": command,
                 "machine": {**machine(), "backend": f"onnxruntime {_version()}, CPUExecutionProvider", "threads": threads},
-                "bundle": _about(path, bundle.manifest),
+                "bundle": facts.about(path.resolve().name, bundle.manifest),
                 "plans": [_row(n, bundle.manifest, measured[n], names.get(n)) for n in every],
-                "example": _example(picture, prompt, questions, measured, bundle.manifest)}
+                "example": facts.example(picture, prompt, _answer(picture, prompt, questions),
+                                         {n: (m["kept"], m["said"]) for n, m in measured.items()}, bundle.manifest)}
 
 
 def baselines(plans: Sequence[PlanInfo], manifest: Manifest) -> list[tuple[Recipe, int | None]]:
@@ -86,36 +84,16 @@ def baselines(plans: Sequence[PlanInfo], manifest: Manifest) -> list[tuple[Recip
 
 
 def _row(name: str, manifest: Manifest, measured: dict[str, Any], near: int | None) -> dict[str, Any]:
-    plan = manifest.plans[name]
+    plan, latency = manifest.plans[name], measured["latency"]
     step = plan.steps[-1] if plan.steps else None
-    facts = dataclasses.asdict(methods.method_type(step.method).taxonomy) if step else {}
-    by_layer = [plan.tokens_at(layer) for layer in range(manifest.decoder.layers)]
-    return {"name": name, "method": "+".join(dict.fromkeys(s.method for s in plan.steps)) or "none", "keep": by_layer[-1], "nearest_to": near,
-            "parameters": step.parameters if step else {}, "site": "+".join(s.site for s in plan.steps), "position": plan.position,
-            **{key: facts.get(key, "") for key in ("summary", "paper", "kind")},
-            "needs_prompt": plan.needs_prompt, "parametric": facts.get("parametric", False),
-            "counts": {"enter": by_layer[0], "after_cut": by_layer[-1], "mean_over_layers": sum(by_layer) / len(by_layer)},
-            "memory": {"weights_bytes": weight_bytes(manifest), "cache_bytes": cache_bytes(manifest, plan),
-                       "cache_used_bytes": cache_bytes(manifest, plan, measured["latency"]["prompt_rows"]),
-                       "peak_bytes": measured["peak_bytes"], "meter": measured["meter"]},
-            "latency": measured["latency"], "accuracy": measured["accuracy"]}
-
-
-def _about(path: Path, manifest: Manifest) -> dict[str, Any]:
-    vision, decoder = manifest.vision, manifest.decoder
-    return {"name": path.resolve().name, "source": manifest.source.model, "family": manifest.source.family, "precision": manifest.precision,
-            "context": decoder.context, "tokens": vision.tokens, "grid": list(on_canvas(manifest, [])[0]), "vision_layers": vision.layers,
-            "decoder_layers": decoder.layers, "hidden": decoder.hidden, "weights_bytes": weight_bytes(manifest)}
-
-
-def _example(picture: str, prompt: str, questions: Sequence[Question], measured: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
-    from edgecomp_runtime.images import load
-    buffer = io.BytesIO()
-    pictures(load(picture), manifest.image)[0].save(buffer, "JPEG", quality=85)
-    shown = {name: {"kept": on_canvas(manifest, m["kept"])[1], "said": m["said"],
-                    "pooled": _merges(manifest.plans[name]) and len(manifest.vision.tiles) == 1} for name, m in measured.items()}
-    return {"image": "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), "question": prompt,
-            "answer": _answer(picture, prompt, questions), "plans": shown}
+    filed = dataclasses.asdict(methods.method_type(step.method).taxonomy) if step else {}
+    return {"name": name, "method": "+".join(dict.fromkeys(s.method for s in plan.steps)) or "none", "keep": plan.tokens_at(manifest.decoder.layers),
+            "nearest_to": near, "parameters": step.parameters if step else {}, "site": "+".join(s.site for s in plan.steps),
+            "position": plan.position,
+            **{key: filed.get(key, "") for key in ("summary", "paper", "kind")},
+            "needs_prompt": plan.needs_prompt, "parametric": filed.get("parametric", False), "counts": facts.counts(manifest, plan),
+            "memory": facts.memory(manifest, plan, latency["prompt_rows"], measured["peak_bytes"], measured["meter"]),
+            "latency": latency, "accuracy": measured["accuracy"]}
 
 
 def _plain(reading: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,10 +105,6 @@ def _answer(picture: str, prompt: str, questions: Sequence[Question]) -> str:
     """The right answer to the prompt about the picture, where the questions have it."""
     asked = [q for q in questions if str(q.image) == picture and normal(q.question) == normal(prompt)]
     return asked[0].answer if asked else ""
-
-
-def _merges(plan: PlanInfo) -> bool:
-    return any(methods.method_type(step.method).taxonomy.kind == "merging" for step in plan.steps)
 
 
 def _made_up(folder: Path) -> str:

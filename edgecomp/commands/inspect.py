@@ -31,8 +31,10 @@ def command(bundle: Path, verify_hashes: bool, as_json: bool) -> None:
                f"decoder  {decoder.layers} layers, {decoder.heads} heads ({decoder.key_value_heads} of keys and values), width {decoder.hidden}, "
                f"window {decoder.context}\n"
                f"weights  {weight_bytes(manifest) / 2**20:.1f} MiB, shared by all plans\n")
-    rows = [("plan", "visual tokens", "cache rows", "cache MiB", "position", "runs on")]
+    rows: list[tuple[str, ...]] = [("plan", "visual tokens", "cache rows", "cache MiB", "position", "runs on")]
     for name, plan in manifest.plans.items():
-        rows.append((name + (" *" if name == manifest.default_plan else ""), str(plan.visual_tokens), str(plan.cache_rows[0]),
+        tokens = [plan.tokens_at(layer) for layer in range(decoder.layers)]
+        by_layer = [">".join(map(str, dict.fromkeys(values))) for values in (tokens, plan.cache_rows)]  # fewer from each cut on
+        rows.append((name + (" *" if name == manifest.default_plan else ""), *by_layer,
                      f"{cache_bytes(manifest, plan) / 2**20:.1f}", plan.position, ",".join(v for v in plan.variants if v != "neutral") or "-"))
     click.echo(columns(rows, right=lambda column: 0 < column < 4) + "\n\n* the default")

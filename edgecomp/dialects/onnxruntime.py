@@ -13,12 +13,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, InlinePass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from edgecomp.dialects.cuts import where_pictures
-from edgecomp.dialects.segments import MICROSOFT, SEGMENTS, BothWays
-from edgecomp.ir.rewrite import DOMAIN, constant, dims, inputs, insert, made_by, nodes, replace
+from edgecomp.dialects.segments import MICROSOFT, BothWays
+from edgecomp.ir.rewrite import DOMAIN, KEYS_BIAS, SEGMENTS, constant, dims, inputs, insert, made_by, nodes, replace
 from edgecomp_runtime.errors import EdgecompError
 
 HEAD_PIECE = 16 * 2**20  # bytes
-KEYS_BIAS = 7  # the input of an Attention node that is added to each key's logits, [B, S]
 PAGE_ROWS = 2048  # rows of 2-byte numbers that end on a page, whatever their width
 
 

@@ -8,11 +8,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, InlinePass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
-from edgecomp.dialects.segments import SEGMENTS
-from edgecomp.ir.rewrite import DOMAIN, dims, inputs, nodes, replace
+from edgecomp.ir.rewrite import DOMAIN, KEYS_BIAS, SEGMENTS, dims, inputs, nodes, replace
 from edgecomp.passes.tape import Tape
 
-BIAS = 7  # the input of an encoder's Attention node: what each key's logits gain
 REFUSED = ("NonZero", "Compress", "Unique", "SequenceAt", "Loop", "Scan")  # by TensorRT 10 and RTX 1.7, seen with RTX
 MOST_TOPK = 3840  # NvInfer.h: ITopKLayer
 FLOAT = ir.DataType.FLOAT
@@ -107,8 +105,8 @@ def _attention(model: ir.Model, node: ir.Node, masks: _Masks) -> None:
     scores = tape.add("Mul", scores, tape.number(node.attributes["scale"].as_float()))
     if cap := node.attributes["softcap"].as_float():
         scores = tape.add("Mul", tape.add("Tanh", tape.add("Div", scores, tape.number(cap))), tape.number(cap))
-    if len(node.inputs) > BIAS:
-        scores = tape.add("Add", scores, tape.add("Unsqueeze", node.inputs[BIAS], tape.ints([1, 2])))
+    if len(node.inputs) > KEYS_BIAS:
+        scores = tape.add("Add", scores, tape.add("Unsqueeze", node.inputs[KEYS_BIAS], tape.ints([1, 2])))
     if node.attributes["causal"].as_int():
         scores = tape.add("Where", masks.of(node), scores, tape.number(-1e30))
     weights = tape.add("Cast", tape.add("Softmax", scores, axis=-1), to=query.dtype)

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgecomp.ir.rewrite import DOMAIN, constant, dims, inputs, insert, nodes
+from edgecomp.ir.rewrite import DOMAIN, SEGMENTS, constant, dims, inputs, insert, nodes
 
-SEGMENTS = 6  # the input of an Attention node
 MICROSOFT = "com.microsoft"
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 DOMAIN = "edgecomp"
+# further inputs of an Attention node, behind query, key, value, past key, past value and length
+SEGMENTS, KEYS_BIAS = 6, 7  # which rows see each other both ways; what each key's logits gain, [B, S] float32
 
 
 def nodes(model: ir.Model, op_type: str, domain: str = "") -> Iterator[ir.Node]:

@@ -32,12 +32,11 @@ Op = Any  # onnxscript's OpBuilder finds operators by attribute, so it has no st
 class Place:
     """Where a method stands, all of it static: the token grid (rows, columns), how many of its tokens go on, and the kind of site.
 
-    Tokens that an earlier step has chosen have no grid any more: they are one row, `regular` is false.
+    Tokens that an earlier step has chosen have no grid any more: they are one row.
     """
     grid: tuple[int, int]
     keep: int
     site: str = "projector"
-    regular: bool = True
 
     @property
     def tokens(self) -> int:

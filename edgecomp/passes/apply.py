@@ -36,10 +36,12 @@ class Application:
     """
 
     def __init__(self, model: ir.Model, step: Reduction):
-        self.tape, self.method, self.parts, self.tokens = Tape(model), step.method, step.parts, step.tokens.count
+        self.tape, self.method, self.parts, self.tokens, self.nothing = Tape(model), step.method, step.parts, step.tokens.count, step.nothing
 
     def __call__(self, features: ir.Value, signals: Sequence[Signal] = ()) -> Applied:
-        """Adds the method's nodes: features [B, N, D] and signals -> tokens and places."""
+        """Adds the method's nodes: features [B, N, D] and signals -> tokens and places. Nothing is done where all goes on, separators too."""
+        if self.nothing:
+            return Applied(features, every_place(self.tape.model, features), None)
         if len(self.parts) == 1 and self.parts[0].place.tokens == self.tokens:
             return Applied(*self._call(self.parts[0].place, features, signals))
         groups = [self._group(features, signals, place) for place in dict.fromkeys(part.place for part in self.parts)]
@@ -51,7 +53,7 @@ class Application:
 
     def follow(self, stacked: ir.Value, applied: Applied) -> ir.Value:
         """Other features [B, N, D] of what is kept: the same constant averages, or the rows of the places."""
-        return self(stacked).tokens if isinstance(self.method, Averaging) else self.gather(stacked, applied.kept)
+        return self(stacked).tokens if self.nothing or isinstance(self.method, Averaging) else self.gather(stacked, applied.kept)
 
     def gather(self, features: ir.Value, indices: ir.Value) -> ir.Value:
         """features [B, N, D], indices [B, K] -> [B, K, D]."""
@@ -93,3 +95,11 @@ class Application:
             last = dims(value)[-1]  # type: ignore[assignment]
             by_part = add("Expand", add("Unsqueeze", value, ints([1])), ints([1, count, 1, 1]))
         return Signal(add("Reshape", by_part, add("Concat", ints([-1]), rows, ints([last]), axis=0)), signal.tokens)
+
+
+def every_place(model: ir.Model, features: ir.Value) -> ir.Value:
+    """All places of each image [images, N], for features [images, N, D]."""
+    tape, count = Tape(model), dims(features)[1]
+    assert isinstance(count, int)
+    shape = tape.add("Concat", tape.add("Shape", features, start=0, end=1), tape.ints([1]), axis=0)
+    return tape.add("Expand", tape.ints(np.arange(count)[None]), shape)

@@ -13,7 +13,7 @@ from edgecomp.ir.fork import Fork, downstream, rename_dimension
 from edgecomp.ir.rewrite import DOMAIN, dims, marks, nodes
 from edgecomp.passes.apply import Application, Applied
 from edgecomp.passes.signals import DECODER, TEXT, Prefill
-from edgecomp.passes.splice import every_place, expose_rule
+from edgecomp.passes.splice import expose_rule
 from edgecomp.passes.tape import Tape, typed
 from edgecomp_runtime.errors import EdgecompError
 from edgecomp_runtime.manifest import DecoderInfo
@@ -59,7 +59,7 @@ def in_decoder(model: ir.Model, info: DecoderInfo, layer: int, step: Reduction, 
     work, keep = Application(model, step), step.keep
     features = at.visual(hidden)
     features.shape, features.type = ir.Shape([None, step.tokens.count, width]), hidden.type
-    applied = Applied(features, every_place(model, features), None) if step.nothing else work(features, signals)
+    applied = work(features, signals)
 
     def rest(value: ir.Value, of_kept: ir.Value, axis: int) -> ir.Value:
         """A value's rows behind the cut: those that stay, and the kept ones, where they belong."""
@@ -75,7 +75,7 @@ def in_decoder(model: ir.Model, info: DecoderInfo, layer: int, step: Reduction, 
             last = len(dims(value)) - 1
             cut[name] = rest(value, _places(tape, value, visual, applied, keep), last), value
         elif name.startswith("deepstack"):
-            cut[name] = rest(value, in_rows(at.visual(value) if step.nothing else work.follow(at.visual(value), applied)), 1), value
+            cut[name] = rest(value, in_rows(work.follow(at.visual(value), applied)), 1), value
     cut["kept"] = applied.kept, tape.ints(np.zeros((0, keep), np.int64))
     join = tape.add_many("Cut", len(cut), visual, *(new for new, _ in cut.values()), *(old for _, old in cut.values()), domain=DOMAIN, layer=layer)
     stands = dict(zip(cut, join))
@@ -101,7 +101,7 @@ def in_decoder(model: ir.Model, info: DecoderInfo, layer: int, step: Reduction, 
     rename_dimension(behind, str(rows), f"rows.{layer}")
     _rename_capacity(behind, layer)
     if expose:
-        expose_rule(model, applied, {"features": features, **{name: signal.value for name, signal in zip(names, signals)}}, f".{layer}")
+        expose_rule(model, applied, features, dict(zip(names, signals)), f".{layer}")
     model.graph.sort()
 
 

@@ -6,10 +6,10 @@ import onnx_ir as ir
 from edgecomp.budget import Reduction
 from edgecomp.ir.fork import downstream
 from edgecomp.ir.rewrite import dims, marks
-from edgecomp.passes.apply import Application, Applied
+from edgecomp.passes.apply import Application
 from edgecomp.passes.shapes import shorten
 from edgecomp.passes.signals import vision_signals
-from edgecomp.passes.splice import compose, every_place, expose_rule
+from edgecomp.passes.splice import compose, expose_rule
 from edgecomp.passes.tape import Tape
 from edgecomp_runtime.errors import EdgecompError
 from edgecomp_runtime.manifest import VisionInfo
@@ -34,7 +34,7 @@ def in_encoder(model: ir.Model, vision: VisionInfo, layer: int, step: Reduction,
     features = tape.add("Slice", hidden, tape.ints([1]), tape.ints([2**31 - 1]), tape.ints([1])) if cls else hidden
     features.type, features.shape = hidden.type, ir.Shape([images, step.tokens.count, width])
     signals = vision_signals(model, vision, names, layer - 1, step.tokens)
-    applied = Applied(features, every_place(model, features), None) if step.nothing else Application(model, step)(features, signals)
+    applied = Application(model, step)(features, signals)
     short = applied.tokens
     if cls:
         short = tape.add("Concat", tape.add("Slice", hidden, tape.ints([0]), tape.ints([1]), tape.ints([1])), short, axis=1)
@@ -45,7 +45,7 @@ def in_encoder(model: ir.Model, vision: VisionInfo, layer: int, step: Reduction,
                 node.replace_input_with(position, short)
     compose(model, applied.kept, step.keep)
     if expose:
-        expose_rule(model, applied, {"features": features, **{name: signal.value for name, signal in zip(names, signals)}})
+        expose_rule(model, applied, features, dict(zip(names, signals)))
     model.graph.sort()
     shorten(model, short, 1, cls + step.keep)
 

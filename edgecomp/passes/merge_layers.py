@@ -8,16 +8,16 @@ import numpy as np
 import onnx_ir as ir
 import onnxscript
 
-from edgecomp.ir.fork import downstream
-from edgecomp.ir.rewrite import DOMAIN, dims, inputs, marks, nodes
+from edgecomp.ir.rewrite import DOMAIN, KEYS_BIAS, dims, inputs, marks, nodes
 from edgecomp.methods import base, tome
+from edgecomp.passes.apply import every_place
+from edgecomp.passes.encoder import residual
 from edgecomp.passes.shapes import shorten
-from edgecomp.passes.splice import compose, every_place
+from edgecomp.passes.splice import compose
 from edgecomp.passes.tape import Tape
 from edgecomp_runtime.errors import EdgecompError
 from edgecomp_runtime.manifest import VisionInfo
 
-BIAS = 7  # the input of an Attention node: what each key's logits gain, [B, S] float32
 FLOAT = ir.DataType.FLOAT
 
 
@@ -41,12 +41,12 @@ def in_every_layer(model: ir.Model, vision: VisionInfo, method: base.Method, fir
     attention = {n.attributes["layer"].as_int(): n for n in nodes(model, "Attention", DOMAIN)}
     tape, state = Tape(model), None
     for layer, remove in removed.items():
-        residual = _residual(model, attention[layer], layer).outputs[0]
-        state = state or _start(tape, marks(model, "hidden")[layer].outputs[0], vision)
-        state, merged = _merge(tape, state, residual, attention[layer], remove, vision.has_cls)
+        given = marks(model, "hidden")[layer].outputs[0]
+        state = state or _start(tape, given, vision)
+        state, merged = _merge(tape, state, residual(given), attention[layer], remove, vision.has_cls)
         for later in range(layer + 1, vision.select_layer + 1):
-            attention[later].resize_inputs(BIAS + 1)
-            attention[later].replace_input_with(BIAS, state.bias)
+            attention[later].resize_inputs(KEYS_BIAS + 1)
+            attention[later].replace_input_with(KEYS_BIAS, state.bias)
         shorten(model, merged, 1, state.rows)
     mark = marks(model, "visual_tokens")[-1]
     features = inputs(mark)[0]
@@ -86,15 +86,6 @@ def _check(model: ir.Model, vision: VisionInfo, method: base.Method, first_layer
             raise refuse("its attention works in windows")
 
 
-def _residual(model: ir.Model, attention: ir.Node, layer: int) -> ir.Node:
-    """The addition of a layer's attention to what the layer was given."""
-    given, behind = marks(model, "hidden")[layer].outputs[0], downstream([attention.outputs[0]])
-    found = next((n for n in nodes(model, "Add") if given in n.inputs), None)
-    if found is None or found not in behind:
-        raise EdgecompError(f"layer {layer} of this vision tower does not add its attention to its input, so rows cannot be merged behind it")
-    return found
-
-
 def _start(tape: Tape, hidden: ir.Value, vision: VisionInfo) -> _State:
     """Each row stands for itself."""
     rows, cls = vision.tokens + vision.has_cls, int(vision.has_cls)
@@ -104,19 +95,19 @@ def _start(tape: Tape, hidden: ir.Value, vision: VisionInfo) -> _State:
     return _State(rows, size, tape.add("Expand", places, tape.add("Concat", images, tape.ints([1]), axis=0)))
 
 
-def _merge(tape: Tape, state: _State, residual: ir.Value, attention: ir.Node, remove: int, has_cls: bool) -> tuple[_State, ir.Value]:
-    """Adds one merging behind `residual` [B, rows, D]; what read that reads the result, which still has the old shape."""
+def _merge(tape: Tape, state: _State, value: ir.Value, attention: ir.Node, remove: int, has_cls: bool) -> tuple[_State, ir.Value]:
+    """Adds one merging behind a value [B, rows, D]; what read that reads the result, which still has the old shape."""
     function = merging(state.rows, remove, has_cls)
     tape.model.functions[function.identifier()] = function
     tape.model.opset_imports[base.DOMAIN] = 1
-    readers = list(residual.uses())
-    merged, size, places, bias = tape.add_many(function.name, 4, residual, attention.inputs[1], state.size, state.places, domain=base.DOMAIN)
+    readers = list(value.uses())
+    merged, size, places, bias = tape.add_many(function.name, 4, value, attention.inputs[1], state.size, state.places, domain=base.DOMAIN)
     for node, at in readers:
         node.replace_input_with(at, merged)
-    merged.type, merged.shape = residual.type, residual.shape
-    rows, images = state.rows - remove, dims(residual)[0]
-    for value, shape in ((size, [images, rows, 1]), (places, [images, rows]), (bias, [images, rows])):
-        value.type, value.shape = ir.TensorType(FLOAT), ir.Shape(shape)
+    merged.type, merged.shape = value.type, value.shape
+    rows, images = state.rows - remove, dims(value)[0]
+    for made, shape in ((size, [images, rows, 1]), (places, [images, rows]), (bias, [images, rows])):
+        made.type, made.shape = ir.TensorType(FLOAT), ir.Shape(shape)
     return _State(rows, size, places, bias), merged
 
 

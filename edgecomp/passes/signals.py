@@ -37,6 +37,7 @@ def vision_signals(model: ir.Model, vision: VisionInfo, names: Sequence[str], la
 
 def _vision_signal(model: ir.Model, vision: VisionInfo, name: str, layer: int, tokens: Tokens) -> Signal:
     kind, _, which = name.partition(":")
+    assert kind in VISION, f"no signal of the vision graph is named {kind}"
     if which:
         layer = vision.select_layer * MIDDLE[0] // MIDDLE[1] if which == "middle" else int(which)
         if not 0 <= layer <= vision.select_layer:
@@ -90,10 +91,10 @@ class Prefill:
     per_row: dict[str, ir.Value]
     causal: bool = True
 
-    def visual(self, value: ir.Value, axis: int = 1) -> ir.Value:
+    def visual(self, value: ir.Value) -> ir.Value:
         """The visual rows of a value as pictures: [B, S, d] -> [B * I, N, d]; [B, S] -> [B * I, N]."""
         tape = Tape(self.model)
-        picked = tape.add("Gather", value, self.rows, axis=axis)
+        picked = tape.add("Gather", value, self.rows, axis=1)
         shape = [dims(self.rows)[1], *dims(value)[2:]]
         found = tape.add("Reshape", picked, tape.ints([-1, *shape]))
         found.type, found.shape = value.type, ir.Shape([None, *shape])
@@ -102,20 +103,12 @@ class Prefill:
     def of_text(self, value: ir.Value) -> ir.Value:
         """The text rows of a value, once for each picture: [B, S, d] -> [B * I, T, d]."""
         assert self.text is not None
-        tape = Tape(self.model)
-        picked = tape.add("Gather", value, self.text, axis=1)
-        picked.type = value.type
-        return self.repeat(picked, dims(value)[2])
-
-    def repeat(self, value: ir.Value, width: object) -> ir.Value:
-        """[B, T, d] -> [B * I, T, d]."""
-        assert self.text is not None
-        tape = Tape(self.model)
+        tape, width = Tape(self.model), dims(value)[2]
         images = tape.add("Concat", tape.ints([1]), tape.add("Shape", self.rows, start=0, end=1), tape.ints([1, 1]), axis=0)
-        every = tape.add("Expand", tape.add("Unsqueeze", value, tape.ints([1])), images)
+        every = tape.add("Expand", tape.add("Unsqueeze", tape.add("Gather", value, self.text, axis=1), tape.ints([1])), images)
         shape = tape.add("Concat", tape.ints([-1]), tape.add("Shape", self.text), tape.ints([width]), axis=0)
         found = tape.add("Reshape", every, shape)
-        found.shape, found.type = ir.Shape([None, None, width]), value.type  # type: ignore[list-item]
+        found.shape, found.type = ir.Shape([None, None, width]), value.type
         return found
 
 

@@ -1,12 +1,13 @@
 """Putting a method at the end of the vision graph, behind the projector."""
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from edgecomp.budget import Reduction
 from edgecomp.ir.rewrite import dims
-from edgecomp.passes.apply import Application, Applied
+from edgecomp.passes.apply import Application, Applied, Signal
 from edgecomp.passes.signals import vision_signals
 from edgecomp.passes.tape import Tape, typed
 from edgecomp_runtime.manifest import VisionInfo
@@ -31,8 +32,8 @@ def at_projector(model: ir.Model, vision: VisionInfo, step: Reduction, *, expose
     images, _, width = dims(features)
     earlier = f"step{len(model.graph)}."
     work, keep = Application(model, step), step.keep
-    applied = Applied(features, every_place(model, features), None) if step.nothing else work(features, signals)
-    followed = {name: value if step.nothing else work.follow(value, applied) for name, value in stacked.items()}
+    applied = work(features, signals)
+    followed = {name: work.follow(value, applied) for name, value in stacked.items()}
     kept = compose(model, applied.kept, keep)
     for name, value in {"features": features, **stacked}.items():
         value.name = f"{earlier}{name}"
@@ -40,12 +41,13 @@ def at_projector(model: ir.Model, vision: VisionInfo, step: Reduction, *, expose
         typed(value, name, features.dtype, [images, keep, width])
     model.graph.outputs[:] = [typed(applied.tokens, "visual_tokens", features.dtype, [images, keep, width]), kept, *followed.values()]
     if expose:
-        expose_rule(model, applied, {"features": features, **{name: signal.value for name, signal in zip(names, signals)}})
+        expose_rule(model, applied, features, dict(zip(names, signals)))
     model.graph.sort()
 
 
-def expose_rule(model: ir.Model, applied: Applied, seen: dict[str, ir.Value], suffix: str = "") -> None:
+def expose_rule(model: ir.Model, applied: Applied, features: ir.Value, signals: Mapping[str, Signal], suffix: str = "") -> None:
     """Makes what a rule saw and did results of the graph."""
+    seen = {"features": features, **{name: signal.value for name, signal in signals.items()}}
     for name, value in {**seen, **({"order": applied.order} if applied.order is not None else {})}.items():
         value.name = name + suffix
         value.type = value.type or ir.TensorType(ir.DataType.INT64 if name == "order" else ir.DataType.FLOAT)
@@ -61,11 +63,3 @@ def compose(model: ir.Model, kept: ir.Value, keep: int) -> ir.Value:
         kept = Tape(model).add("GatherElements", before, kept, axis=1)
     model.graph.outputs.append(typed(kept, "kept", ir.DataType.INT64, ["images", keep]))
     return kept
-
-
-def every_place(model: ir.Model, features: ir.Value) -> ir.Value:
-    """All places of each image [images, N], for features [images, N, D]."""
-    tape, count = Tape(model), dims(features)[1]
-    assert isinstance(count, int)
-    shape = tape.add("Concat", tape.add("Shape", features, start=0, end=1), tape.ints([1]), axis=0)
-    return tape.add("Expand", tape.ints(np.arange(count)[None]), shape)

@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from edgecomp.canvas import on_canvas, pictures
-from edgecomp.footprint import cache_bytes, weight_bytes
+from edgecomp.footprint import cache_bytes
+from edgecomp.report import facts
 from edgecomp.sweep.job import Cell, Job, Outcome, about_here, write
 from edgecomp_runtime.bundle import Bundle
-from edgecomp_runtime.manifest import Manifest, PlanInfo
+from edgecomp_runtime.manifest import Manifest
 
 Row = dict[str, Any]
 TIE = 1e-9  # points: less is the rounding of a mean, not a difference
@@ -69,7 +69,7 @@ def _row(cells: Sequence[Cell], found: Sequence[dict[str, Any]], manifest: Manif
     rates, spatial = [a["all"] for a in answers], [a["spatial"] for a in answers]
     took: dict[str, Any] = next((f["latency"] for f in found if "latency" in f), {})
     leans = [s["position_correlation"] for s in spatial if s["position_correlation"] is not None]
-    by_layer = [plan.tokens_at(layer) for layer in range(manifest.decoder.layers)]
+    counts = facts.counts(manifest, plan)
     return {
         "method": first.method, "parameters": first.parameters, "site": first.site, "sites": list(first.sites), "position": first.position,
         "windows": first.windows, "keep": first.keep, "budgets": list(first.budgets), "seeds": [c.seed for c in cells if c.seed is not None],
@@ -77,7 +77,7 @@ def _row(cells: Sequence[Cell], found: Sequence[dict[str, Any]], manifest: Manif
         "by_task": {task: fmean(a["by_task"][task] for a in answers) for task in answers[0]["by_task"]},
         "further": {name: fmean(a["further"][name] for a in answers) for name in answers[0]["further"]},
         "metric": answers[0]["metric"], "questions": answers[0]["questions"], "pictures": answers[0]["pictures"],
-        "tokens_entering": by_layer[0], "tokens_after": by_layer[-1], "tokens_mean": fmean(by_layer),
+        "tokens_entering": counts["enter"], "tokens_after": counts["after_cut"], "tokens_mean": counts["mean_over_layers"],
         **{name: took.get(phase) for name, phase in TIMES.items()}, "selector_ms": took.get("selector_ms"), "peak_bytes": took.get("peak_bytes"),
         "cache_bytes": cache_bytes(manifest, plan), "coverage": fmean(s["coverage"] for s in spatial),
         "entropy": fmean(s["entropy"] for s in spatial), "position_correlation": fmean(leans) if leans else None,
@@ -116,7 +116,7 @@ def write_tables(folder: Path, job: Job, outcome: Outcome, threads: int | None) 
     found = rows(job, outcome, bundle.manifest)
     (folder / "sweep.csv").write_text(as_csv(found), encoding="utf-8")
     about = {"edgecomp": job.edgecomp, "created": dt.date.today().isoformat(), "command": job.command, "machine": here,
-             "bundle": _about(job, bundle.manifest)}
+             "bundle": facts.about(Path(job.source).name, bundle.manifest)}
     write(folder / "sweep.json", {**about, "notes": NOTES, "rows": found, "failed": outcome.failed,
                                   "skipped": [{"combination": s.combination, "reason": s.reason} for s in job.skipped]})
     lost = {plan: row["loses_to"] for row in found for plan in row["plans"]}
@@ -126,42 +126,22 @@ def write_tables(folder: Path, job: Job, outcome: Outcome, threads: int | None) 
     return found
 
 
-def _about(job: Job, manifest: Manifest) -> dict[str, Any]:
-    vision, decoder = manifest.vision, manifest.decoder
-    return {"name": Path(job.source).name, "source": manifest.source.model, "family": manifest.source.family, "precision": manifest.precision,
-            "context": decoder.context, "tokens": vision.tokens, "grid": list(on_canvas(manifest, [])[0]), "vision_layers": vision.layers,
-            "decoder_layers": decoder.layers, "hidden": decoder.hidden, "weights_bytes": weight_bytes(manifest)}
-
-
 def _plan(cell: Cell, found: dict[str, Any], manifest: Manifest, lost: Sequence[str]) -> dict[str, Any]:
     """A plan as the report page takes it."""
     plan, took, answers = manifest.plans[cell.plan], found.get("latency"), found["answers"]
-    by_layer = [plan.tokens_at(layer) for layer in range(manifest.decoder.layers)]
     near = [budget for budget in cell.budgets if budget != cell.keep]
     windows = {"windows": cell.windows} if cell.windows else {}
     return {"name": cell.plan, "method": cell.method, "keep": cell.keep, "nearest_to": near[0] if near and cell.keep not in cell.budgets else None,
             "parameters": {**cell.parameters, **windows, **({} if cell.seed is None else {"seed": cell.seed})},
             "site": "+".join(cell.sites), "position": cell.position, "summary": cell.summary, "paper": cell.paper, "kind": cell.kind,
             "needs_prompt": plan.needs_prompt, "parametric": cell.parametric,
-            "counts": {"enter": by_layer[0], "after_cut": by_layer[-1], "mean_over_layers": fmean(by_layer)},
-            "memory": {"weights_bytes": weight_bytes(manifest), "cache_bytes": cache_bytes(manifest, plan),
-                       "cache_used_bytes": cache_bytes(manifest, plan, took["prompt_rows"]) if took else None,
-                       "peak_bytes": took["peak_bytes"] if took else None, "meter": took["meter"] if took else None},
+            "counts": facts.counts(manifest, plan),
+            "memory": facts.memory(manifest, plan, *((took or {}).get(key) for key in ("prompt_rows", "peak_bytes", "meter"))),
             "latency": took, "accuracy": {**{k: answers[k] for k in ("all", "metric", "by_task", "questions")}, "scenes": answers["pictures"]},
             "loses_to": list(dict.fromkeys(name.partition(" ")[0] for name in lost))}
 
 
 def _example(job: Job, manifest: Manifest, outcome: Outcome) -> dict[str, Any]:
-    import base64
-
-    from edgecomp_runtime.images import load
-    first, buffer = job.questions()[0], io.BytesIO()
-    pictures(load(first.image), manifest.image)[0].save(buffer, "JPEG", quality=85)
-    shown = {name: {"kept": on_canvas(manifest, found["answers"]["example"]["kept"])[1], "said": found["answers"]["example"]["said"],
-                    "pooled": _pooled(manifest.plans[name]) and len(manifest.vision.tiles) == 1} for name, found in outcome.cells.items()}
-    return {"image": "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), "question": first.question, "answer": first.answer,
-            "plans": shown}
-
-
-def _pooled(plan: PlanInfo) -> bool:
-    return bool(plan.steps) and plan.steps[-1].method == "pool"
+    first = job.questions()[0]
+    seen = {name: (found["answers"]["example"]["kept"], found["answers"]["example"]["said"]) for name, found in outcome.cells.items()}
+    return facts.example(str(first.image), first.question, first.answer, seen, manifest)

@@ -141,7 +141,7 @@ class Session:
         found = {vision[-1] if vision else "projector": places}
         if self.plan.cuts:
             self.reset()
-            self.score(prompt or " ", [image], [])
+            self.score(prompt, [image], [])
             for cut in self.plan.cuts:
                 places = places[self._survived[cut.layer][0]]
                 found[f"decoder:{cut.layer}"] = places

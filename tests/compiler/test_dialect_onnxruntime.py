@@ -157,13 +157,14 @@ def test_the_vision_graph_and_a_method_compute_what_they_did(bundle: Bundle, tmp
         np.testing.assert_allclose(after[output], expected, atol=1e-6 if output == "cls_attention" else CLOSE, rtol=0)
 
 
-@pytest.mark.parametrize("name", [n for n in methods.METHODS if {"decoder", "projector"} & set(methods.make(n).taxonomy.sites)])
-def test_choosing_costs_nothing_where_there_is_no_picture(bundle: Bundle, name: str) -> None:
+IN_DECODER = [(name, kind) for name in methods.METHODS for kind, signals in methods.method_type(name).taxonomy.sites.items()
+              if kind == "decoder" or needs_prompt(signals)]
+
+
+@pytest.mark.parametrize(("name", "kind"), IN_DECODER)
+def test_choosing_costs_nothing_where_there_is_no_picture(bundle: Bundle, name: str, kind: str) -> None:
     """All nodes of a method at decoder:2, or at the decoder's entrance, are in the branch that runs with pictures."""
-    method = methods.make(name)
-    kind, layer = ("decoder", 2) if "decoder" in method.taxonomy.sites else ("projector", 0)
-    if kind == "projector" and not needs_prompt(method.signals(kind)):
-        return  # it stands in the vision graph
+    method, layer = methods.make(name), 2 if kind == "decoder" else 0
     model = load(bundle.file("graphs/decoder.onnx"))
     in_decoder(model, bundle.manifest.decoder, layer, Reduction.of(method, Tokens.of(bundle.manifest), 64, kind))
     lower(model)

@@ -74,10 +74,10 @@ def drawn_place(draw: st.DrawFn, method: Method, site: str, everything: bool = F
     regular = method.taxonomy.grid or draw(st.booleans())
     grid = grid if regular else (1, tokens)
     if everything:
-        return Place(grid, tokens, site, regular)
+        return Place(grid, tokens, site)
     wanted = draw(st.one_of(PERCENT.map(lambda percent: max(1, math.floor(tokens * percent / 100 + 0.5))), st.integers(1, tokens)))
     budgets = sorted(range(1, tokens + 1), key=lambda keep: (abs(keep - wanted), keep))
-    return next(place for keep in budgets if takes(method, place := Place(grid, keep, site, regular)))
+    return next(place for keep in budgets if takes(method, place := Place(grid, keep, site)))
 
 
 KINDS = ("plain", "duplicates", "zeros", "huge", "ties")
