@@ -64,10 +64,12 @@ class Step:
     """One choice of a rule: the `count` best of `scores` [N] (float64; -inf: cannot be chosen), ties to the lower index.
 
     size: of the numbers that scores near zero are differences of, as cosines are; what margins are relative to at least.
+    margin: of the closest decision that the scores rest on, where there was one.
     """
     scores: NDArray[np.float64]
     count: int
     size: float = 1e-30
+    margin: float = np.inf
 
 
 Rule = Generator[Step, NDArray[np.int64], None]

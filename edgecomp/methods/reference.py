@@ -15,7 +15,8 @@ from edgecomp.methods.base import Merging, Method, Place, Rule, Selection, Step
 class StepCheck:
     """One step of a graph's trajectory against the rule given the same history.
 
-    margin: (worst chosen - best left) / the larger of the two in size, in float64; the smaller, the nearer to a tie.
+    margin: (worst chosen - best left) / the larger of the two in size, in float64, or that of a decision which the scores rest on;
+    the smaller, the nearer to a tie.
     """
     agrees: bool
     margin: float
@@ -39,7 +40,7 @@ def follow(rule: Rule, order: NDArray[np.int64]) -> list[StepCheck]:
         ranked = np.sort(step.scores)[::-1]
         worst, left = ranked[step.count - 1], ranked[step.count] if step.count < len(ranked) else -np.inf
         margin = (worst - left) / max(abs(worst), abs(left), step.size) if np.isfinite(left) else np.inf
-        checks.append(StepCheck(set(mine) == set(choice), float(margin)))
+        checks.append(StepCheck(set(mine) == set(choice), float(min(margin, step.margin))))
     return checks
 
 

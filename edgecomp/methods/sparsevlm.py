@@ -42,4 +42,6 @@ class SparseVLM(Selection):
         shares = np.exp(alike - alike.max(1, keepdims=True))
         near = (shares / shares.sum(1, keepdims=True)).mean(0)
         raters = near > near.mean()
-        yield Step(attention[raters if raters.any() else ...].sum(0), place.keep)
+        # what is rounded are the products in the exponent, so that large ones leave less certainty of who rates
+        margin = np.abs(near / near.mean() - 1).min() / max(1, np.abs(alike).max())
+        yield Step(attention[raters if raters.any() else ...].sum(0), place.keep, margin=margin)
