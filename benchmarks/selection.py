@@ -3,7 +3,8 @@
     python benchmarks/selection.py           (about 5 minutes on 2 cores)
 
 Each choosing step of a graph is judged given the graph's own choices before it. A near tie is a step whose worst chosen and best left
-score differ by less than 1e-5 of their size in float64: rounding decides there. fp16 runs the same pictures through the bundle
+score differ by less than 1e-5 of their size in float64: rounding decides there. The run ends where a step is not the rule's and its
+choice is worse by more. fp16 runs the same pictures through the bundle
 compiled in fp16; agreement is the share of tokens that both keep.
 """
 from __future__ import annotations
@@ -68,10 +69,12 @@ class Real:
 
 
 def judged(method: Selection, place: Place, seen: Seen, picture: int) -> tuple[int, int, int]:
-    """Steps, steps that agree with the rule, near ties. Ends the run where a step differs beyond rounding."""
+    """Steps, steps that agree with the rule, near ties. Raises ValueError where a step differs beyond rounding."""
     assert seen.order is not None
     rule = method.rule(place, *(values[picture].astype(np.float64) for values in (seen.features, *seen.signals)))
     checks = follow(rule, seen.order[picture])
+    if wrong := [(step, check.margin) for step, check in enumerate(checks) if not check.agrees and check.margin >= NEAR]:
+        raise ValueError(f"{method.name} keeps {place.keep}: not the rule's, by step and margin: {wrong}")
     return len(checks), sum(c.agrees for c in checks), sum(c.margin < NEAR for c in checks)
 
 

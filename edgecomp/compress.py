@@ -90,9 +90,6 @@ def planned(recipe: Recipe, manifest: Manifest) -> list[Cut]:
     at_entrance = [cut for cut in cuts if cut.in_decoder and cut.kind == "projector"]
     if at_entrance and cuts.index(at_entrance[0]) != max(n for n, cut in enumerate(cuts) if cut.kind == "projector"):
         raise EdgecompError(f"method {at_entrance[0].stage.method.name!r} reads the prompt, so it is the last step at the projector")
-    if any(cut.in_decoder for cut in cuts) and recipe.position == "compact" and manifest.decoder.position_axes > 1:
-        raise EdgecompError("--position compact numbers rows and columns anew, and behind a cut in the decoder only the graph knows them: "
-                            "use --position keep with this model")
     _by_tile([cut for cut in cuts if not cut.in_decoder], manifest)
     for layer, keep in enumerate(tokens_by_layer(cuts, manifest)):
         if cache_rows(keep, manifest) < 1:

@@ -15,8 +15,8 @@ from edgecomp.methods.base import Merging, Method, Place, Rule, Selection, Step
 class StepCheck:
     """One step of a graph's trajectory against the rule given the same history.
 
-    margin: (worst chosen - best left) / the larger of the two in size, in float64, or that of a decision which the scores rest on;
-    the smaller, the nearer to a tie.
+    margin: by how much the rule's worst choice is better than the best that it leaves, or than the graph's worst where the two differ,
+    relative to the larger of the two in size, in float64; or that of a decision which the scores rest on. The smaller, the nearer to a tie.
     """
     agrees: bool
     margin: float
@@ -38,9 +38,11 @@ def follow(rule: Rule, order: NDArray[np.int64]) -> list[StepCheck]:
     for step, choice in _run(rule, order):
         mine = best(step)
         ranked = np.sort(step.scores)[::-1]
+        agrees = set(mine) == set(choice)
         worst, left = ranked[step.count - 1], ranked[step.count] if step.count < len(ranked) else -np.inf
+        left = left if agrees else step.scores[choice].min()
         margin = (worst - left) / max(abs(worst), abs(left), step.size) if np.isfinite(left) else np.inf
-        checks.append(StepCheck(set(mine) == set(choice), float(min(margin, step.margin))))
+        checks.append(StepCheck(agrees, float(min(margin, step.margin))))
     return checks
 
 

@@ -12,6 +12,7 @@ from edgecomp.budget import Reduction
 from edgecomp.ir.fork import Fork, downstream, rename_dimension
 from edgecomp.ir.rewrite import DOMAIN, dims, marks, nodes
 from edgecomp.passes.apply import Application, Applied
+from edgecomp.passes.positions import Anew
 from edgecomp.passes.signals import DECODER, TEXT, Prefill
 from edgecomp.passes.splice import expose_rule
 from edgecomp.passes.tape import Tape, typed
@@ -26,7 +27,8 @@ PER_ROW = "edgecomp.per_row"  # what a value stands for behind a cut: an input o
 def in_decoder(model: ir.Model, info: DecoderInfo, layer: int, step: Reduction, *, compact: bool = False, expose: bool = False) -> None:
     """Shortens a prompt's visual rows before a decoder layer, in place; see `TensorInfo` for the inputs that the graph gains.
 
-    Deepstack features of later layers and segments follow the kept rows. Positions do, or are given anew by the host (`compact`).
+    Deepstack features of later layers and segments follow the kept rows. Positions do, or are numbered anew (`compact`): by the host on one
+    axis, where it is a matter of counting, in the graph on several.
 
     Args:
         model: the neutral decoder graph.
@@ -70,19 +72,27 @@ def in_decoder(model: ir.Model, info: DecoderInfo, layer: int, step: Reduction, 
         return tape.add("Reshape", tokens_of_images, shape)
 
     cut = {"hidden": (rest(hidden, in_rows(applied.tokens), 1), hidden)}
+    by_host = compact and info.position_axes == 1
     for name, value in per_row.items():
-        if name in ("positions", "segments") and not (compact and name == "positions"):
-            last = len(dims(value)) - 1
-            cut[name] = rest(value, _places(tape, value, visual, applied, keep), last), value
+        last = len(dims(value)) - 1
+        if name == "positions" and compact and not by_host:
+            value = tape.add("Sub", value, tape.input(f"moved.{layer}", INT64, [1]))
+            anew = Anew.of(tape, value, *_picked(tape, value, visual, applied, keep), step.tokens.count)
+            cut[name] = rest(anew.rows, _in_rows(tape, anew.kept), last), value
+            cut["saved"] = anew.saved, tape.ints(np.zeros(0, np.int64))
+        elif name == "segments" or (name == "positions" and not by_host):
+            cut[name] = rest(value, _in_rows(tape, _picked(tape, value, visual, applied, keep)[1]), last), value
         elif name.startswith("deepstack"):
             cut[name] = rest(value, in_rows(work.follow(at.visual(value), applied)), 1), value
     cut["kept"] = applied.kept, tape.ints(np.zeros((0, keep), np.int64))
     join = tape.add_many("Cut", len(cut), visual, *(new for new, _ in cut.values()), *(old for _, old in cut.values()), domain=DOMAIN, layer=layer)
     stands = dict(zip(cut, join))
-    for name, value in stands.items():
-        old = cut[name][1]
-        value.type, value.shape = old.type, ir.Shape([f"rows.{layer}" if d == rows else d for d in dims(old)])
     model.graph.outputs.append(typed(stands.pop("kept"), f"kept.{layer}", INT64, ["images", keep]))
+    if "saved" in stands:
+        model.graph.outputs.append(typed(stands.pop("saved"), f"saved.{layer}", INT64, ["images"]))
+    for name, value in stands.items():
+        old = hidden if name == "hidden" else per_row[name]
+        value.type, value.shape = old.type, ir.Shape([f"rows.{layer}" if d == rows else d for d in dims(old)])
     stands["embeddings"] = short = stands.pop("hidden")  # of which only the number of rows matters any more
     if "positions" not in stands:
         shape = [f"rows.{layer}" if d == rows else str(d) if isinstance(d, ir.SymbolicDim) else d for d in dims(per_row["positions"])]
@@ -115,14 +125,19 @@ def _per_row(model: ir.Model) -> dict[str, ir.Value]:
     return found
 
 
-def _places(tape: Tape, value: ir.Value, visual: ir.Value, applied: Applied, keep: int) -> ir.Value:
-    """What stands in the kept rows of positions [axes, B, S] or [B, S]: [.., B, I * K]."""
-    picked = tape.add("Gather", value, visual, axis=len(dims(value)) - 1)  # [.., B, I, N]
-    lead = tape.add("Shape", picked, start=0, end=len(dims(value)))  # [.., B, I]
+def _picked(tape: Tape, value: ir.Value, visual: ir.Value, applied: Applied, keep: int) -> tuple[ir.Value, ir.Value]:
+    """What stands in the visual rows of positions [axes, B, S] or segments [B, S]: of all tokens [.., B, I, N] and of those kept [.., B, I, K]."""
+    picked = tape.add("Gather", value, visual, axis=-1)
+    lead = tape.add("Slice", tape.add("Shape", picked), tape.ints([0]), tape.ints([-1]))  # [.., B, I]
     here = tape.add("Concat", tape.add("Slice", lead, tape.ints([-2]), tape.ints([2**31 - 1])), tape.ints([keep]), axis=0)
     kept = tape.add("Expand", tape.add("Reshape", applied.kept, here), tape.add("Concat", lead, tape.ints([keep]), axis=0))
-    found = tape.add("GatherElements", picked, kept, axis=-1)
-    return tape.add("Reshape", found, tape.add("Concat", tape.add("Slice", lead, tape.ints([0]), tape.ints([-1])), tape.ints([-1]), axis=0))
+    return picked, tape.add("GatherElements", picked, kept, axis=-1)
+
+
+def _in_rows(tape: Tape, of_images: ir.Value) -> ir.Value:
+    """[.., B, I, K] -> [.., B, I * K]."""
+    lead = tape.add("Slice", tape.add("Shape", of_images), tape.ints([0]), tape.ints([-2]))
+    return tape.add("Reshape", of_images, tape.add("Concat", lead, tape.ints([-1]), axis=0))
 
 
 def _rename_capacity(behind: set[ir.Node], layer: int) -> None:

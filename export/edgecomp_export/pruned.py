@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+Turn = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]]  # rotary tables like a state, for positions [axes, 1, rows]
 Seen = Callable[[int, torch.Tensor], torch.Tensor]  # the mask [1, 1, rows, rows] of a layer for rows that are left, by their first numbers
 
 
@@ -16,12 +17,12 @@ class LiveCut:
     """Before a layer of a stack, rows [S'] of the S that arrive go on.
 
     weights: [S', S], where the rows are sums of those that arrive; None: they are the rows themselves.
-    compact: positions are numbered anew, from the first row's on, one a row.
+    positions: [axes, S'] of those rows, where they are numbered anew.
     """
     layer: int
     rows: torch.Tensor
     weights: torch.Tensor | None = None
-    compact: bool = False
+    positions: torch.Tensor | None = None
 
     def hidden(self, state: torch.Tensor) -> torch.Tensor:
         """[B, S, D] -> [B, S', D]."""
@@ -29,13 +30,16 @@ class LiveCut:
 
 
 @contextmanager
-def pruned(layers: torch.nn.ModuleList, cuts: Sequence[LiveCut], seen: Seen | None = None) -> Iterator[None]:
-    """Cuts the rows between layers: hidden states, rotary embeddings, and masks, which `seen` makes anew where layers have any."""
+def pruned(layers: torch.nn.ModuleList, cuts: Sequence[LiveCut], seen: Seen | None = None, turn: Turn | None = None) -> Iterator[None]:
+    """Cuts the rows between layers: hidden states, rotary embeddings, and masks, which `seen` makes anew where layers have any.
+
+    Positions numbered anew need `turn` where they have several axes; on one axis, the tables have them already.
+    """
     handles, cuts = [], sorted(cuts, key=lambda cut: cut.layer)
     for index, layer in enumerate(layers):
         before = [cut for cut in cuts if cut.layer <= index]
         if before:
-            handles.append(layer.register_forward_pre_hook(_hook(index, before, seen), with_kwargs=True))
+            handles.append(layer.register_forward_pre_hook(_hook(index, before, seen, turn), with_kwargs=True))
     try:
         yield
     finally:
@@ -43,12 +47,12 @@ def pruned(layers: torch.nn.ModuleList, cuts: Sequence[LiveCut], seen: Seen | No
             handle.remove()
 
 
-def _hook(index: int, cuts: Sequence[LiveCut], seen: Seen | None) -> Any:
-    rows = cuts[0].rows
+def _hook(index: int, cuts: Sequence[LiveCut], seen: Seen | None, turn: Turn | None) -> Any:
+    rows, anew = cuts[0].rows, cuts[-1].positions
     for cut in cuts[1:]:
         rows = rows[cut.rows]
-    # row n of the tables turns by the n-th position, so that numbered anew the first ones are right for any rows
-    turned = torch.arange(len(rows)) if cuts[-1].compact else rows
+    # row n of the tables turns by the n-th position, so that numbered anew on one axis the first ones are right for any rows
+    turned = rows if anew is None else torch.arange(len(rows))
 
     def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         hidden, *others = args or (kwargs["hidden_states"],)
@@ -56,7 +60,9 @@ def _hook(index: int, cuts: Sequence[LiveCut], seen: Seen | None) -> Any:
         for cut in cuts:
             if cut.layer == index:  # the states that arrive at later layers have been cut already
                 hidden = cut.hidden(hidden)
-        if kwargs.get("position_embeddings") is not None:
+        if anew is not None and turn is not None:
+            found["position_embeddings"] = turn(hidden, anew[:, None])
+        elif kwargs.get("position_embeddings") is not None:
             found["position_embeddings"] = tuple(table.index_select(-2, turned) for table in kwargs["position_embeddings"])
         for name in ("position_ids", "cache_position"):
             if kwargs.get(name) is not None:

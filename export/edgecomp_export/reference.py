@@ -112,7 +112,8 @@ class Reference(Prompts):
 
         def seen(layer: int, rows: torch.Tensor) -> torch.Tensor:
             return additive(visible(segments[:, rows], self.family.window(layer), self.family.segments_bounded), embeddings.dtype)
-        with pruned(self.family.text_model(self.model).layers, cuts, seen):
+        text = self.family.text_model(self.model)
+        with pruned(text.layers, cuts, seen, text.rotary_emb if self.family.position_axes > 1 else None):
             hidden = self.family.hf_decode(self.model, embeddings, where if len(where) == 1 else where[:, None], segments, deepstack)
         found: NDArray[np.float32] = self.family.language(self.model)[1](hidden[0, -len(answer) - 1:]).numpy()
         return found

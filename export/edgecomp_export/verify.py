@@ -78,7 +78,7 @@ def compare(session: Session, reference: Reference, image: Any, question: str, p
     by_site = session.kept(image, question) if session.plan.cuts else {}
 
     def cuts(answer: int) -> list[LiveCut]:
-        return live(session, np.array(prompt) == reference.image_id, kept, by_site, answer)
+        return live(session, np.array(prompt) == reference.image_id, kept, by_site, positions(answer))
     theirs = reference.logits(prompt, visual, stacked, positions(len(generation.token_ids)), generation.token_ids, cuts(len(generation.token_ids)))
     greedy, ends = [int(i) for i in theirs.argmax(1)], session.bundle.manifest.text.end_ids
     if not session.plan.steps:
@@ -153,17 +153,17 @@ def averaged(step: Reduction) -> NDArray[np.float64]:
 
 
 def live(session: Session, visual: NDArray[np.bool_], entering: NDArray[np.int64], by_site: dict[str, NDArray[np.int64]],
-         answer: int) -> list[LiveCut]:
+         positions: NDArray[np.int64]) -> list[LiveCut]:
     """A one-image prompt's cuts inside the decoder, for Hugging Face's: the rows that the bundle let go on, imposed.
 
     Args:
         session: of the plan.
         visual: which of the prompt's rows are visual tokens.
         entering: the places [K] of those; by_site: `Session.kept`.
-        answer: rows behind the prompt.
+        positions: [axes, rows] of the prompt's rows and the answer's behind them.
     """
     manifest, plan, found = session.bundle.manifest, session.plan, []
-    is_visual = np.concatenate([visual, np.zeros(answer, bool)])
+    is_visual = np.concatenate([visual, np.zeros(positions.shape[1] - len(visual), bool)])
     for cut, step in zip(plan.cuts, [step for step in plan.steps if in_decoder(step)]):
         after = by_site[f"decoder:{cut.layer}"]
         chosen, rows = np.flatnonzero(is_visual), np.arange(len(is_visual))
@@ -179,7 +179,10 @@ def live(session: Session, visual: NDArray[np.bool_], entering: NDArray[np.int64
             average = averaged(Reduction.of(method, tokens, step.keep, "decoder", step.windows))
             matrix[np.ix_(np.flatnonzero(np.isin(rows[stay], chosen)), chosen)] = average
             weights = torch.from_numpy(matrix.astype(np.float32))
-        found.append(LiveCut(cut.layer, torch.from_numpy(rows[stay]), weights, plan.position == "compact"))
+        positions = positions[:, stay]
+        if plan.position == "compact":
+            positions = _compact(positions, stay, chosen)
+        found.append(LiveCut(cut.layer, torch.from_numpy(rows[stay]), weights, torch.from_numpy(positions) if plan.position == "compact" else None))
         is_visual, entering = is_visual[stay], after
     return found
 
@@ -192,22 +195,26 @@ def place(unpruned: NDArray[np.int64], ids: Sequence[int], kept: NDArray[np.int6
     mine[image] = np.isin(np.arange(len(image)), kept)
     found, after = unpruned[:, mine], int(unpruned.max()) + 1
     if session.plan.position == "compact":
-        # places that no row is at any more close up: on one axis all of them, in M-RoPE rows and columns of the picture
-        used = np.isin(np.arange(int(unpruned.max()) + 1), found) if len(found) == 1 else None
-        if used is not None:
-            found, after = (np.cumsum(used) - 1 + int(unpruned.min()))[found], int(used.sum()) + int(unpruned.min())
-        else:
-            found, after = _compact(found, mine, image)
+        found = _compact(found, mine, image)
+        after = int(found.max()) + 1
     return np.concatenate([found, np.tile(np.arange(after, after + answer), (len(found), 1))], 1).astype(np.int64)
 
 
-def _compact(found: NDArray[np.int64], mine: NDArray[np.bool_], image: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-    """M-RoPE positions of a one-image prompt with the picture's rows and columns that nothing is left of closed up."""
+def _compact(found: NDArray[np.int64], mine: NDArray[np.bool_], image: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions [axes, rows] of a one-image prompt's rows with the places that no row is at any more closed up: on one axis all of them,
+    in M-RoPE the picture's rows and columns.
+
+    Args:
+        found: of the rows that are left; mine: which those are of all.
+        image: the picture's rows among all.
+    """
+    if len(found) == 1:
+        return np.arange(found.shape[1])[None] + int(found.min())
     start, count = int(image[0]), int(mine[image].sum())
     first, picture, rest = found[:, :start], found[:, start:start + count], found.shape[1] - start - count
     anew = np.stack([np.searchsorted(np.unique(axis), axis) for axis in picture]) + start
     after = int(anew.max()) + 1
-    return np.concatenate([first, anew, np.tile(np.arange(after, after + rest), (3, 1))], 1), after + rest
+    return np.concatenate([first, anew, np.tile(np.arange(after, after + rest), (3, 1))], 1)
 
 
 def verify(session: Session, reference: Reference, questions: Sequence[tuple[Any, str]], tick: Callable[[], None] = lambda: None,

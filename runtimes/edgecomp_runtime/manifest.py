@@ -26,11 +26,12 @@ class TensorInfo:
     deepstack (features added after this decoder layer: out of the vision graph, into the decoder, zero at text), cache_key and
     cache_value (the latter three with their layer; an output of the same cache role and layer is the input's buffer, updated in place).
 
-    A decoder with cuts takes at each, under the layer that stands behind the cut: length (of the caches from there on), positions
-    (where they are numbered anew), visual_rows ([images, tokens] among the rows before the cut; no image: nothing is cut), row_map
-    (each row behind the cut: its row before it, or that plus the number of the rows before it for the kept tokens of all images
-    in order) and text_rows (the prompt's rows behind its last picture, where a method reads them). It gives kept: [images, K]
-    places of the tokens that went on among those that came.
+    A decoder with cuts takes at each, under the layer that stands behind the cut: length (of the caches from there on), visual_rows
+    ([images, tokens] among the rows before the cut; no image: nothing is cut), row_map (each row behind the cut: its row before it, or
+    that plus the number of the rows before it for the kept tokens of all images in order) and text_rows (the prompt's rows behind its
+    last picture, where a method reads them). It gives kept: [images, K] places of the tokens that went on among those that came.
+    Where positions are numbered anew, it takes those behind the cut; on several axes only the graph knows them, and it takes moved (the
+    positions that pictures in the cache gave up at this cut) and gives saved ([images], those that each picture gives up).
     """
     name: str
     role: str

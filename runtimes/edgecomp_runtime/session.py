@@ -70,6 +70,7 @@ class Session:
         self._chunk = PREFILL_ROWS
         self._pictures = 0  # whole ones in the cache
         self._survived: dict[int, NDArray[np.int64]] = {}  # by cut: the last prompt's pictures' tokens that went on [images, K]
+        self._saved = {layer: np.zeros(0, np.int64) for layer in self._cuts.layers}  # positions that each whole picture in the cache gave up there
         self._visual: dict[str, VisualTokens] = {}
         self._running: Statistics | None = None
 
@@ -271,12 +272,15 @@ class Session:
             end = min(start + chunk, count)
             while end < count and rows.segments[end] and rows.segments[end - 1] == rows.segments[end]:
                 end += 1
-            cut, last = self._cuts.feeds(rows.runs[start:end], self._cuts.lengths(len(self._cached), self._pictures))
+            moved = [int(self._saved[layer][:self._pictures].sum()) for layer in self._cuts.layers]
+            cut, last = self._cuts.feeds(rows.runs[start:end], self._cuts.lengths(len(self._cached), self._pictures), moved)
             wanted = np.arange(max(first, start), max(first, end)) - start - (end - start - last)  # among the last layer's rows
             out = self._decoder.run({**rows.feeds(start, end, len(self._cached), wanted, len(self._stacked)), **cut})
             found.append(out["logits"][0])
             if rows.runs[start:end].any():
                 self._survived = {layer: out[f"kept.{layer}"] for layer in self._cuts.layers}
+                if self._cuts.compact == "graph":
+                    self._saved = {layer: np.append(saved[:self._pictures], out[f"saved.{layer}"]) for layer, saved in self._saved.items()}
                 self._pictures += int(np.count_nonzero(rows.runs[start:end])) // self._layout.rows
             self._cached.extend(rows.sources[start:end])
             start = end

@@ -29,7 +29,9 @@ class Cut:
 
 
 class State:
-    """The rows that a decoder layer has: each one's number in the whole prompt, and for each picture where its tokens are among them."""
+    """The rows that a decoder layer has: each one's number in the whole prompt, and for each picture where its tokens are among them;
+    M-RoPE positions [3, rows], where they are numbered anew."""
+    positions: np.ndarray | None = None
 
     def __init__(self, rows: int, pictures: Sequence[np.ndarray]):
         self.rows, self.pictures = np.arange(rows), list(pictures)
@@ -45,10 +47,31 @@ class State:
             matrix[np.ix_(tokens[places], tokens)] = weights
             if cut.follow:
                 stacked[tokens[places]] = matrix[tokens[places]]
+        if self.positions is not None:
+            self.positions = self.renumbered(cut)[:, goes_on]
         now = np.cumsum(goes_on) - 1
         self.pictures = [now[tokens[places]] for tokens, places in zip(self.pictures, cut.places)]
         self.rows, self.made = self.rows[goes_on], (stacked @ self.made)[goes_on]
         return torch.from_numpy(matrix[goes_on].astype(np.float32)) @ hidden
+
+    def renumbered(self, cut: Cut) -> np.ndarray:
+        """Text counts on from the highest place before it; a picture's rows and columns of which nothing is left close up."""
+        assert self.positions is not None
+        found = self.positions.copy()
+        starts = {int(tokens[0]): (tokens, kept) for tokens, kept in zip(self.pictures, cut.places)}
+        following, row = 0, 0
+        while row < found.shape[1]:
+            if row not in starts:
+                found[:, row] = following
+                following, row = following + 1, row + 1
+                continue
+            tokens, kept = starts[row]
+            for axis in range(3):
+                used = sorted(set(self.positions[axis, tokens[kept]].tolist()))
+                for token in tokens[kept]:
+                    found[axis, token] = following + used.index(self.positions[axis, token])
+            following, row = int(found[:, tokens[kept]].max()) + 1, int(tokens[-1]) + 1
+        return found
 
 
 class Live:
@@ -94,24 +117,23 @@ class Live:
         """
         every = torch.tensor([ids + answer])
         state, inside = State(every.shape[1], pictures), [cut for cut in cuts if cut.kind == "decoder"]
-        given: dict[str, Any] = {}
-        if compact and self.family.position_axes > 1:  # the graph is given those by the host, before any layer
-            assert len(inside) == 1 and inside[0].layer == 0
-            given["position_ids"] = self.renumbered(ids, pixels, pictures, inside[0].places, len(answer))
+        if compact and self.family.position_axes > 1:
+            theirs = self.reference.positions(ids, len(pictures))
+            state.positions = np.concatenate([theirs, np.tile(theirs.max() + 1 + np.arange(len(answer)), (3, 1))], 1)
         with ExitStack() as hooks:
             self._cut_tower([cut for cut in cuts if cut.kind == "encoder"], hooks)
             for index, layer in enumerate(self.decoder.layers):
-                hook = self._before(index, state, [cut for cut in inside if cut.layer == index], ids, compact and not given)
+                hook = self._before(index, state, [cut for cut in inside if cut.layer == index], ids, compact)
                 hooks.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
             if hasattr(self.decoder, "_deepstack_process"):
                 self.decoder._deepstack_process = self._add_deepstack(state)
                 hooks.callback(delattr, self.decoder, "_deepstack_process")
-            found = self._forward(every, pixels, **given)[0, -len(answer) - 1:]
+            found = self._forward(every, pixels)[0, -len(answer) - 1:]
         return found.numpy()
 
-    def _forward(self, ids: torch.Tensor, pixels: torch.Tensor, **given: Any) -> torch.Tensor:
+    def _forward(self, ids: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **self.family.hf_pixels(pixels),
-                                         **self.family.hf_prompt(ids), **given).logits
+                                         **self.family.hf_prompt(ids)).logits
         return found
 
     def _before(self, index: int, state: State, cuts: Sequence[Cut], ids: list[int], compact: bool) -> Callable[..., Any]:
@@ -122,6 +144,8 @@ class Live:
             # where positions count from the first row on, the table's row n is the position of row n whatever it was before
             at = torch.arange(len(state.rows)) if compact else torch.from_numpy(state.rows)
             turned = tuple(table[..., at, :] for table in kwargs["position_embeddings"])
+            if state.positions is not None:
+                turned = self.decoder.rotary_emb(hidden, torch.from_numpy(state.positions)[:, None])
             seen = torch.from_numpy(self.seen(ids, state.rows, index))
             mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]
             return (hidden,), {**kwargs, "position_embeddings": turned, "attention_mask": mask}
@@ -188,24 +212,3 @@ class Live:
                 whole[n, at] = found[n]
             return whole
         hooks.callback(projector.register_forward_hook(fill).remove)
-
-    def renumbered(self, ids: list[int], pixels: torch.Tensor, pictures: Sequence[np.ndarray], places: Sequence[np.ndarray],
-                   answer: int) -> torch.Tensor:
-        """M-RoPE positions [3, 1, rows]: text counts on from the highest before it, a picture's rows and columns of which nothing is left
-        close up."""
-        theirs = self.reference.positions(ids, len(pictures))
-        found = np.zeros((3, len(ids) + answer), np.int64)
-        following, row = 0, 0
-        starts = {int(tokens[0]): (tokens, kept) for tokens, kept in zip(pictures, places)}
-        while row < found.shape[1]:
-            if row not in starts:
-                found[:, row] = following
-                following, row = following + 1, row + 1
-                continue
-            tokens, kept = starts[row]
-            for axis in range(3):
-                used = sorted(set(theirs[axis, tokens[kept]].tolist()))
-                for token in tokens[kept]:
-                    found[axis, token] = following + used.index(theirs[axis, token])
-            following, row = int(found[:, tokens[kept]].max()) + 1, int(tokens[-1]) + 1
-        return torch.from_numpy(found)[:, None]

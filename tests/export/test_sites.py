@@ -92,16 +92,20 @@ CASES = {
         plan("fastv 7 decoder:2"), plan("sparsevlm 7 decoder:2", compact=True), plan("pyramiddrop,cuts=1 7 decoder:1"),
         plan("stride 5 decoder:1"), plan("dart 7 decoder:2", compact=True), plan("random 6 projector"), plan("cdpruner 6 projector"))),
     "qwen2": Case(tiny_qwen, "qwen2-sliding-tied", (
-        plan("fastv 4 decoder:1"), plan("dart 5 decoder:1"), plan("random 4 projector", compact=True)), Geometry((56, 140))),
+        plan("fastv 4 decoder:1"), plan("dart 5 decoder:1"), plan("random 4 projector", compact=True),
+        plan("fastv 3 decoder:1", compact=True)), Geometry((56, 140))),
     "qwen2.5": Case(tiny_qwen, "qwen2.5-ragged", (
         plan("fastv 13 decoder:1"), plan("dart 13 decoder:1 2x3"), plan("pool 12 decoder:1"), plan("cdpruner 12 projector"),
-        plan("random 11 projector", compact=True), plan("stride 20 projector", "fastv 7 decoder:1"), plan("sparsevlm 13 decoder:1")),
+        plan("random 11 projector", compact=True), plan("stride 20 projector", "fastv 7 decoder:1"), plan("sparsevlm 13 decoder:1"),
+        plan("random 5 decoder:1", compact=True), plan("cdpruner 9 projector", compact=True),
+        plan("stride 20 projector", "fastv 7 decoder:1", compact=True)),
         Geometry((168, 252))),
     # features go into the decoder behind layers 0 and 1: cuts before, between and after
     "qwen3": Case(tiny_qwen, QWEN3, (
         plan("cdpruner 4 projector"), plan("dart 4 decoder:1"), plan("fastv 4 decoder:2"), plan("pool 2 decoder:1"), plan("random 4 decoder:3"),
         plan("pyramiddrop 2 decoder:1"), plan("pool 5 projector", "fastv 3 decoder:1"), plan("dart 4 projector", compact=True),
-        plan("stride 7 projector", "stride 5 projector", "sparsevlm 3 decoder:1")), Geometry((64, 160))),
+        plan("stride 7 projector", "stride 5 projector", "sparsevlm 3 decoder:1"), plan("pool 2 decoder:1", compact=True),
+        plan("random 3 decoder:0", compact=True), plan("pyramiddrop 2 decoder:1", compact=True)), Geometry((64, 160))),
     # tiles, each a run of its own in the prompt
     "idefics3": Case(tiny_tiled, "idefics3-2x2", (
         plan("fastv 23 decoder:1"), plan("dart 33 decoder:1", compact=True), plan("pool 20 decoder:1"), plan("cdpruner 21 projector"),
@@ -320,6 +324,7 @@ def test_a_text_of_few_rows_behind_the_picture_is_read_as_often_as_it_takes(made
 @pytest.mark.parametrize(("case", "recipe"), [
     ("llava", plan("pool 9 decoder:1")), ("llava", plan("stride 20 projector", "stride 9 projector", compact=True)),
     ("llava", plan("cls 9 encoder:2")), ("softcap", plan("stride 5 decoder:1")), ("qwen2", plan("dart 5 decoder:1")),
+    ("qwen2.5", plan("random 5 decoder:1", compact=True)), ("qwen3", plan("pyramiddrop 2 decoder:1", compact=True)),
     ("qwen3", plan("dart 4 decoder:1")), ("qwen3", plan("pool 5 projector", "fastv 3 decoder:1")), ("gemma3", plan("stride 5 decoder:0")),
     ("gemma3", plan("random 6 decoder:1", compact=True)), ("paligemma", plan("pyramiddrop 9 decoder:1")),
     ("llava_next", plan("dart 88 decoder:1"))], ids=named)
@@ -340,7 +345,8 @@ CALLS = {"first": FIRST, "second": TURNS, "again": TURNS, "back": [*FIRST, {"rol
     ("llava", plan("random 9 decoder:1")), ("llava", plan("stride 8 decoder:2", compact=True)), ("llava", plan("pool 9 decoder:1")),
     ("llava", plan("divprune 9 decoder:2")), ("llava", plan("cls 16 projector", "fastv 6 decoder:1", compact=True)),
     ("llava", plan("dart 10 decoder:1", compact=True)), ("llava", plan("cdpruner 8 projector")), ("qwen2.5", plan("pool 12 decoder:1")),
-    ("qwen3", plan("random 4 decoder:3")), ("idefics3", plan("random 40 decoder:1 2x2")), ("gemma3", plan("random 6 decoder:1", compact=True)),
+    ("qwen3", plan("random 4 decoder:3")), ("qwen2.5", plan("random 5 decoder:1", compact=True)),
+    ("idefics3", plan("random 40 decoder:1 2x2")), ("gemma3", plan("random 6 decoder:1", compact=True)),
     ("softcap", plan("stride 5 decoder:1"))], ids=named)
 def test_a_later_turn_reuses_what_it_may_and_says_the_same(made: Callable[[str], Made], case: str, recipe: Recipe) -> None:
     it = made(case)
@@ -383,7 +389,3 @@ def test_where_a_method_cannot_stand_is_one_line_and_leaves_the_bundle(made: Cal
     assert "\n" not in str(refused.value)
     assert list(tmp_path.iterdir()) == []
 
-
-def test_positions_anew_behind_a_cut_in_an_m_rope_decoder_are_refused(made: Callable[[str], Made]) -> None:
-    with pytest.raises(EdgecompError, match="use --position keep with this model"):
-        planned(plan("dart 9 decoder:1", compact=True), made("qwen2.5").bundle.manifest)
