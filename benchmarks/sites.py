@@ -54,7 +54,7 @@ def run(bundle: str, plan: str) -> dict[str, Any]:
         generation = session.generate(PROMPT, [PICTURE], max_new_tokens=TOKENS)
         generation.finish()
         runs.append(generation.statistics)
-    used = sum(resident(array.ctypes.data, array.nbytes) for array in session._state.values())
+    used = sum(resident(region.address, region.nbytes) for region in session._state.values())
     return {"used": used, **{key: statistics.median(getattr(run, key) for run in runs[1:]) for key in ("vision_ms", "prefill_ms", "per_token_ms")}}
 
 

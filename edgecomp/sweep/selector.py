@@ -17,15 +17,12 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from edgecomp_runtime import Bundle, Session
-from edgecomp_runtime.backends.onnxruntime import OnnxRuntimeGraph
-from edgecomp_runtime.manifest import GraphInfo
+from edgecomp_runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 ATTENTION = ("Attention", "GroupQueryAttention", "MultiHeadAttention")  # operators that no selector has
 
@@ -33,23 +30,19 @@ Kind = tuple[str, str, str]  # operator, shapes in, shapes out
 Nodes = Mapping[Kind, tuple[float, float]]  # how many a run of a picture and prompt, and what one takes in milliseconds
 
 
-class Profiled:
-    """onnxruntime with its profiler on, as a session's backend."""
-
-    name = dialect = "onnxruntime"
+class Profiled(OnnxRuntimeBackend):
+    """onnxruntime with its profiler on."""
 
     def __init__(self, folder: Path, threads: int | None):
-        self._folder, self._threads = folder, threads
+        super().__init__(threads)
+        self._folder = folder
+        self.options.enable_profiling = True
         self.sessions: list[ort.InferenceSession] = []
 
-    def load(self, path: Path, graph: GraphInfo, state: Mapping[str, NDArray[Any]]) -> OnnxRuntimeGraph:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = self._threads or 0
-        options.enable_profiling = True
-        options.profile_file_prefix = str(self._folder / f"{len(self.sessions)}")
-        self.sessions.append(ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
-        return OnnxRuntimeGraph(self.sessions[-1], graph, state)
+    def open(self, path: Path) -> ort.InferenceSession:
+        self.options.profile_file_prefix = str(self._folder / f"{len(self.sessions)}")
+        self.sessions.append(super().open(path))
+        return self.sessions[-1]
 
 
 def nodes(bundle: Bundle, plan: str, image: str, prompt: str, repeats: int, threads: int | None) -> Nodes:

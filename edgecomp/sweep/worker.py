@@ -24,6 +24,7 @@ from edgecomp.spatial import cells_of, coverage, entropy, position_correlation
 from edgecomp.sweep.job import Job
 from edgecomp.sweep.selector import Nodes, nodes, selector_ms
 from edgecomp_runtime import Bundle, Session, backends
+from edgecomp_runtime.buffers import Memory, Region
 from edgecomp_runtime.errors import EdgecompError
 from edgecomp_runtime.manifest import GraphInfo
 
@@ -40,17 +41,21 @@ class SharedVision:
 
     def __init__(self, threads: int | None, most_bytes: int):
         self._backend, self._most = backends.backend("onnxruntime", threads), most_bytes
+        self.prefill_rows, self.logit_rows = self._backend.prefill_rows, self._backend.logit_rows
         self._of: tuple[Path, backends.Executable] | None = None
         self._seen: dict[str, dict[str, NDArray[Any]]] = {}
         self._held = self.runs = 0
 
-    def load(self, path: Path, graph: GraphInfo, state: Mapping[str, NDArray[Any]]) -> backends.Executable:
+    def memory(self) -> Memory:
+        return self._backend.memory()
+
+    def load(self, path: Path, graph: GraphInfo, most: Mapping[str, int], state: Mapping[str, Region], memory: Memory) -> backends.Executable:
         if state:
-            return self._backend.load(path, graph, state)
+            return self._backend.load(path, graph, most, state, memory)
         if self._of is None or self._of[0] != path:
             self._of = None  # the old one goes before the new one comes
             self._seen, self._held = {}, 0
-            self._of = path, self._backend.load(path, graph, state)
+            self._of = path, self._backend.load(path, graph, most, state, memory)
         return self
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgecomp.dialects import lowering
 from edgecomp.ir.graphs import describe, read
-from edgecomp_runtime.backends import aligned_zeros, backend, is_state
+from edgecomp_runtime.buffers import is_state
 
 CAST_TO = "to"  # the attribute of Cast that names a type
 
@@ -76,14 +77,19 @@ class Piece:
         widen(model)
         lowering("onnxruntime")(model)
         graph = describe(model)
-        state = {t.name: aligned_zeros((1, *(capacity if isinstance(s, str) else s for s in t.shape[1:])), "float32")
-                 for t in graph.inputs if is_state(t.role)}
-        self.inputs = [t.key for t in graph.inputs if not is_state(t.role)]
+        self._state = {t.name: np.zeros((1, *(capacity if isinstance(s, str) else s for s in t.shape[1:])), np.float32)
+                       for t in graph.inputs if is_state(t.role)}
+        self._inputs, self._outputs = [t for t in graph.inputs if not is_state(t.role)], graph.outputs
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "piece.onnx"
             ir.save(model, path, external_data="piece.bin", size_threshold_bytes=1024)
-            self._run = backend("onnxruntime", None).load(path, graph, state)
+            options = ort.SessionOptions()
+            options.log_severity_level = 3
+            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Outputs by role and layer. `feeds` may hold more than the piece takes."""
-        return self._run.run({key: feeds[key] for key in self.inputs})
+        out = self._session.run([t.name for t in self._outputs], {**self._state, **{t.name: feeds[t.key] for t in self._inputs}})
+        found = {t.key: array for t, array in zip(self._outputs, out)}
+        self._state = {name: found[name] for name in self._state}
+        return found

@@ -39,8 +39,12 @@ class Cuts:
         """Rows of each later cache, where the first has so many rows with so many whole pictures among them."""
         return [rows - pictures * (sum(self.before) - sum(runs)) for runs in self.runs]
 
-    def feeds(self, runs: NDArray[np.int64], lengths: Sequence[int], moved: Sequence[int]) -> tuple[dict[str, NDArray[Any]], int]:
-        """What the graph takes for new rows, by role and layer, and how many rows the last layer has of them.
+    def starts(self) -> tuple[int, ...]:
+        """The first layer of each stretch between cuts."""
+        return tuple(dict.fromkeys((0, *self.layers)))
+
+    def feeds(self, runs: NDArray[np.int64], lengths: Sequence[int], moved: Sequence[int]) -> tuple[dict[str, NDArray[Any]], list[int]]:
+        """What the graph takes for new rows, by role and layer, and how many of them there are before the cuts and behind each.
 
         Args:
             runs: of the new rows, as in `Rows`; whole pictures.
@@ -48,7 +52,7 @@ class Cuts:
             moved: positions that pictures in the cache gave up at each cut, where the graph numbers rows anew.
         """
         found: dict[str, NDArray[Any]] = {}
-        counts = self.before
+        counts, rows = self.before, [len(runs)]
         for layer, kept, length, up in zip(self.layers, self.runs, lengths, moved):
             visual, text = np.flatnonzero(runs), np.flatnonzero(runs == 0)
             pictures = len(visual) // sum(counts)
@@ -67,11 +71,12 @@ class Cuts:
             found |= {f"visual_rows.{layer}": visual.reshape(pictures, sum(counts)), f"row_map.{layer}": np.concatenate(row_map),
                       f"text_rows.{layer}": np.resize(question, max(TEXT_ROWS, len(question))), f"length.{layer}": np.array([length])}
             runs, counts = np.concatenate(behind), kept
+            rows.append(len(runs))
             if self.compact == "graph":
                 found[f"moved.{layer}"] = np.array([up])
             elif self.compact:
                 found[f"positions.{layer}"] = self.first_position + length + np.arange(len(runs))[None]
-        return {key: value.astype(np.int64) for key, value in found.items()}, len(runs)
+        return {key: value.astype(np.int64) for key, value in found.items()}, rows
 
 
 def _stretches(runs: NDArray[np.int64]) -> list[slice]:

@@ -12,19 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecomp_runtime import backends, memory
-from edgecomp_runtime.backends import aligned_zeros, is_state
+from edgecomp_runtime.buffers import cache_regions, is_state
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.cuts import Cuts
 from edgecomp_runtime.errors import InputError
 from edgecomp_runtime.generation import Generation, Statistics, StopTexts
+from edgecomp_runtime.limits import bucket, limits
 from edgecomp_runtime.rows import Layout, Rows, VisualTokens, embedded, following, lay_out
 from edgecomp_runtime.sampling import Sampling, sampler
 from edgecomp_runtime.text import Text
 
 if TYPE_CHECKING:
     import PIL.Image
-
-PREFILL_ROWS = 256  # at a time: activations grow with it (attention's with the whole window), speed hardly does
 
 Picture = Union[str, "PathLike[str]", "PIL.Image.Image", NDArray[np.uint8]]
 Messages = Sequence[dict[str, Any]]
@@ -60,14 +59,19 @@ class Session:
         self._embed = partial(embedded, bundle.embeddings(), self._manifest.embeddings.scale)
         self._layout = Layout.of(self._manifest.vision, self._manifest.decoder, self.plan)
         self._cuts = Cuts.of(self._manifest.vision, self._manifest.decoder, self.plan)
-        self._state = {t.name: aligned_zeros((1, *(self.plan.cache_rows[t.layer or 0] if isinstance(s, str) else s for s in t.shape[1:])), t.dtype)
-                       for t in graphs["prefill"].inputs if is_state(t.role)}
-        self._decoder = self._backend.load(bundle.file(parts["prefill"]), graphs["prefill"], self._state)
-        self._vision = self._backend.load(bundle.file(parts["vision"]), graphs["vision"], {})
+        memory, cached = self._backend.memory(), [t for t in graphs["prefill"].inputs if is_state(t.role)]
+        self._state = cache_regions(cached, self._cuts.starts(), self.plan.cache_rows, memory)
+        most = limits(self._manifest, self.plan, self._backend.prefill_rows, self._backend.logit_rows)
+        self._decoder = self._backend.load(bundle.file(parts["prefill"]), graphs["prefill"], most, self._state, memory)
+        self._row_decoder = None  # of one row without pictures, where a dialect has a graph of its own for it
+        if parts["decode"] != parts["prefill"]:
+            self._row_decoder = self._backend.load(bundle.file(parts["decode"]), graphs["decode"], most, self._state, memory)
+        self._vision = self._backend.load(bundle.file(parts["vision"]), graphs["vision"], {"images": 1}, {}, memory)
+        self._places = [t for t in graphs["prefill"].inputs if t.role == "places"]
         self._pixel_type = next(t.dtype for t in graphs["vision"].inputs if t.role == "pixels")
         self._stacked = [t.key for t in graphs["prefill"].inputs if t.role == "deepstack"]
         self._cached: list[object] = []  # what each row of the first layer's KV cache was made from
-        self._chunk = PREFILL_ROWS
+        self._chunk = self._backend.prefill_rows
         self._pictures = 0  # whole ones in the cache
         self._survived: dict[int, NDArray[np.int64]] = {}  # by cut: the last prompt's pictures' tokens that went on [images, K]
         self._saved = {layer: np.zeros(0, np.int64) for layer in self._cuts.layers}  # positions that each whole picture in the cache gave up there
@@ -77,7 +81,7 @@ class Session:
     @property
     def cache_bytes(self) -> int:
         """Bytes of the KV cache's buffers."""
-        return sum(array.nbytes for array in self._state.values())
+        return sum(region.nbytes for region in self._state.values())
 
     def generate(self, prompt: str | Messages, images: Sequence[Picture] = (), *, max_new_tokens: int = 256, temperature: float = 0.0,
                  top_p: float = 1.0, seed: int | None = None, stop: Sequence[str] = (), raw: bool = False) -> Generation:
@@ -266,18 +270,17 @@ class Session:
             self._pictures = sum(isinstance(source, tuple) for source in self._cached) // self._layout.rows
         count, start, found = len(rows.sources), 0, []
         first = count - logit_rows  # the first row whose logits are asked for
-        # a decoder takes a prompt in parts, but pictures that it cuts with all that stands around them
-        chunk = count if self.plan.cuts and rows.runs.any() else self._chunk
         while start < count:
-            end = min(start + chunk, count)
-            while end < count and rows.segments[end] and rows.segments[end - 1] == rows.segments[end]:
-                end += 1
+            end = self._end(rows, start, first)
+            lengths = [len(self._cached), *self._cuts.lengths(len(self._cached), self._pictures)]
             moved = [int(self._saved[layer][:self._pictures].sum()) for layer in self._cuts.layers]
-            cut, last = self._cuts.feeds(rows.runs[start:end], self._cuts.lengths(len(self._cached), self._pictures), moved)
-            wanted = np.arange(max(first, start), max(first, end)) - start - (end - start - last)  # among the last layer's rows
-            out = self._decoder.run({**rows.feeds(start, end, len(self._cached), wanted, len(self._stacked)), **cut})
+            cut, behind = self._cuts.feeds(rows.runs[start:end], lengths[1:], moved)
+            wanted = np.arange(max(first, start), max(first, end)) - start - (end - start - behind[-1])  # among the last layer's rows
+            pictures = bool(rows.runs[start:end].any())
+            runs = self._row_decoder if self._row_decoder and end - start == 1 and not pictures else self._decoder
+            out = runs.run({**rows.feeds(start, end, lengths[0], wanted, len(self._stacked)), **cut, **self._looked_at(lengths, behind)})
             found.append(out["logits"][0])
-            if rows.runs[start:end].any():
+            if pictures:
                 self._survived = {layer: out[f"kept.{layer}"] for layer in self._cuts.layers}
                 if self._cuts.compact == "graph":
                     self._saved = {layer: np.append(saved[:self._pictures], out[f"saved.{layer}"]) for layer, saved in self._saved.items()}
@@ -285,6 +288,26 @@ class Session:
             self._cached.extend(rows.sources[start:end])
             start = end
         return np.concatenate(found)
+
+    def _end(self, rows: Rows, start: int, first: int) -> int:
+        """Behind the last of the rows that are taken at a time, from `start` on; logits are asked for from `first` on."""
+        count = len(rows.sources)
+        if self.plan.cuts and rows.runs.any():
+            return count  # a decoder takes a prompt in parts, but pictures that it cuts with all that stands around them
+        if self._row_decoder and self.plan.cuts:
+            return start + 1  # the graph for several rows cuts, and there is no picture
+        end = min(start + self._chunk, count, max(start, first) + self._backend.logit_rows)
+        while end < count and rows.segments[end] and rows.segments[end - 1] == rows.segments[end]:
+            end += 1
+        return end
+
+    def _looked_at(self, lengths: Sequence[int], behind: Sequence[int]) -> dict[str, NDArray[np.int64]]:
+        """The rows of each cache that a dialect with buckets looks at."""
+        found = {}
+        for tensor in self._places:
+            at = 0 if tensor.layer is None else self._cuts.layers.index(tensor.layer) + 1
+            found[tensor.key] = np.arange(bucket(lengths[at] + behind[at], self.plan.cache_rows[tensor.layer or 0]))
+        return found
 
 
 def _name(pixels: NDArray[np.float32]) -> str:

@@ -3,14 +3,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
+from edgecomp_runtime.buffers import Memory, Region
 from edgecomp_runtime.errors import EdgecompError, UnknownNameError
 from edgecomp_runtime.manifest import GraphInfo
 
@@ -23,19 +22,35 @@ AUTO = ("onnxruntime",)  # 'auto' takes the first that is installed; null must b
 
 
 class Executable(Protocol):
-    """One loaded graph. State (the KV cache) lives in it and is updated in place."""
+    """One loaded graph. The KV cache is updated in place."""
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Runs the graph on arrays by role; returns the outputs that are not state, by role."""
 
 
 class Backend(Protocol):
-    """A way to execute graphs of one dialect."""
+    """A way to execute graphs of one dialect.
+
+    prefill_rows: of a prompt, taken at a time. logit_rows: whose logits one run gives at most.
+    """
     name: str
     dialect: str
+    prefill_rows: int
+    logit_rows: int
 
-    def load(self, path: Path, graph: GraphInfo, state: Mapping[str, NDArray[Any]]) -> Executable:
-        """Loads a graph file. `state` has a buffer for each input of role cache_key or cache_value, by input name."""
+    def memory(self) -> Memory:
+        """A new place for buffers. They live as long as it does."""
+
+    def load(self, path: Path, graph: GraphInfo, most: Mapping[str, int], state: Mapping[str, Region], memory: Memory) -> Executable:
+        """Loads a graph file: a `Bound` of the backend's own engine.
+
+        Args:
+            path: the file.
+            graph: the manifest's entry.
+            most: the largest size of every symbol in the shapes.
+            state: a region of the memory for each input of role cache_key or cache_value, by name.
+            memory: of this backend.
+        """
 
 
 def backend(name: str, threads: int | None) -> Backend:
@@ -57,15 +72,3 @@ def backend(name: str, threads: int | None) -> Backend:
         raise EdgecompError(f"backend {name!r} needs the package {package}: pip install 'edgecomp[{extra}]'")
     made: Backend = importlib.import_module(module).make(threads)
     return made
-
-
-def is_state(role: str) -> bool:
-    """Whether a role names a cache buffer, which stays in the executable."""
-    return role.startswith("cache_")
-
-
-def aligned_zeros(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    """Zeros that begin on a page of their own (accelerators ask for a multiple of 256 bytes). Pages are taken when first written: straight
-    from the system, for an allocator hands out again what others have filled."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype, int(np.prod(shape))).reshape(shape)

@@ -3,39 +3,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgecomp_runtime.backends import is_state
+from edgecomp_runtime.buffers import Bound, HostMemory, Memory, Region
 from edgecomp_runtime.errors import InputError
 from edgecomp_runtime.manifest import GraphInfo
 
 
-class NullGraph:
+class NullEngine:
     """Gives zeros of each output's shape; logits point at the number of rows that the cache would hold."""
 
-    def __init__(self, graph: GraphInfo):
-        self._graph = graph
+    def __init__(self, graph: GraphInfo, memory: HostMemory):
+        self._results, self._memory = [t for t in graph.outputs if not t.role.startswith("new_")], memory
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        sizes: dict[str, int] = {}
-        for tensor in self._graph.inputs:
-            if tensor.key in feeds:
-                sizes |= {s: n for s, n in zip(tensor.shape, feeds[tensor.key].shape) if isinstance(s, str)}
-        outputs = {}
-        for tensor in self._graph.outputs:
-            if not is_state(tensor.role):
-                shape = [sizes[s] if isinstance(s, str) else s for s in tensor.shape]
-                outputs[tensor.key] = np.zeros(shape, tensor.dtype)
-        for key in outputs:
-            if key.startswith("kept"):
-                outputs[key] += np.arange(outputs[key].shape[1])
-        if "logits" in outputs:
-            rows = int(feeds["length"][0]) + feeds["embeddings"].shape[1]
-            outputs["logits"][..., rows % outputs["logits"].shape[-1]] = 1
-        return outputs
+    def execute(self, regions: Mapping[str, Region]) -> None:
+        for tensor in self._results:
+            out = self._memory.view(regions[tensor.name])
+            out[...] = np.arange(out.shape[1]) if tensor.role == "kept" else 0
+            if tensor.role == "logits":
+                rows = int(self._memory.view(regions["length"])[0]) + regions["embeddings"].shape[1]
+                out[..., rows % out.shape[-1]] = 1
 
 
 class NullBackend:
@@ -43,9 +31,15 @@ class NullBackend:
 
     name = "null"
     dialect = "neutral"
+    prefill_rows = 256
+    logit_rows = 16
 
-    def load(self, path: Path, graph: GraphInfo, state: Mapping[str, NDArray[Any]]) -> NullGraph:
-        return NullGraph(graph)
+    def memory(self) -> HostMemory:
+        return HostMemory()
+
+    def load(self, path: Path, graph: GraphInfo, most: Mapping[str, int], state: Mapping[str, Region], memory: Memory) -> Bound:
+        assert isinstance(memory, HostMemory)
+        return Bound(NullEngine(graph, memory), graph, most, state, memory)
 
 
 def make(threads: int | None) -> NullBackend:

@@ -3,65 +3,67 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
-from edgecomp_runtime.backends import is_state
+from edgecomp_runtime.buffers import Bound, HostMemory, Memory, Region
 from edgecomp_runtime.errors import BundleError
 from edgecomp_runtime.manifest import GraphInfo
 
 
-class OnnxRuntimeGraph:
+class OnnxRuntimeEngine:
     """One InferenceSession and its bindings."""
 
-    def __init__(self, session: ort.InferenceSession, graph: GraphInfo, state: Mapping[str, NDArray[Any]]):
-        self._session, self._graph = session, graph
-        self._binding = session.io_binding()
-        self._state = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in state.items()}
-        for tensor in graph.inputs:
-            if is_state(tensor.role):
-                self._binding.bind_ortvalue_input(tensor.name, self._state[tensor.name])
+    def __init__(self, session: ort.InferenceSession, once: bool):
+        self._session, self._binding = session, session.io_binding()
+        self._inputs = {value.name for value in session.get_inputs()}
+        self._outputs = {value.name for value in session.get_outputs()}
+        self._bound: dict[tuple[str, bool], Region] = {}
         self._options = ort.RunOptions()
-        if not state:  # a vision tower works once a picture: what it worked in goes back, and is not held while text is decoded
+        if once:
             self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        self._results = [tensor for tensor in graph.outputs if not is_state(tensor.role)]
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        binding = self._binding
-        held = [np.ascontiguousarray(feeds[t.key]) for t in self._graph.inputs if not is_state(t.role)]
-        for tensor, array in zip((t for t in self._graph.inputs if not is_state(t.role)), held):
-            binding.bind_cpu_input(tensor.name, array)
-        binding.clear_binding_outputs()
-        for tensor in self._graph.outputs:
-            if is_state(tensor.role):
-                binding.bind_ortvalue_output(tensor.name, self._state[tensor.key])
-            else:
-                binding.bind_output(tensor.name, "cpu")
-        self._session.run_with_iobinding(binding, self._options)
-        outputs = dict(zip((t.name for t in self._graph.outputs), binding.get_outputs()))
-        return {t.key: outputs[t.name].numpy() for t in self._results}
+    def execute(self, regions: Mapping[str, Region]) -> None:
+        for name, region in regions.items():
+            for names, bind in ((self._inputs, self._binding.bind_input), (self._outputs, self._binding.bind_output)):
+                key = name, names is self._inputs
+                if name in names and self._bound.get(key) != region:
+                    bind(name, "cpu", 0, region.dtype, region.shape, region.address)
+                    self._bound[key] = region
+        self._session.run_with_iobinding(self._binding, self._options)
 
 
 class OnnxRuntimeBackend:
-    """Sessions on the CPU provider."""
+    """Sessions on the CPU provider.
+
+    Args:
+        threads: for one operator; None is one a core.
+        dialect: of the graphs; those for other readers that are in ONNX's own operators run here too.
+    """
 
     name = "onnxruntime"
-    dialect = "onnxruntime"
+    prefill_rows = 256  # activations grow with it (attention's with the whole window), speed hardly does
+    logit_rows = 16
 
-    def __init__(self, threads: int | None):
-        self._options = ort.SessionOptions()
-        self._options.log_severity_level = 3
-        self._options.intra_op_num_threads = threads or 0
+    def __init__(self, threads: int | None, dialect: str = "onnxruntime"):
+        self.dialect = dialect
+        self.options = ort.SessionOptions()
+        self.options.log_severity_level = 3
+        self.options.intra_op_num_threads = threads or 0
 
-    def load(self, path: Path, graph: GraphInfo, state: Mapping[str, NDArray[Any]]) -> OnnxRuntimeGraph:
+    def memory(self) -> Memory:
+        return HostMemory()
+
+    def load(self, path: Path, graph: GraphInfo, most: Mapping[str, int], state: Mapping[str, Region], memory: Memory) -> Bound:
+        # a vision tower works once a picture: what it worked in goes back, and is not held while text is decoded
+        return Bound(OnnxRuntimeEngine(self.open(path), once=not state), graph, most, state, memory)
+
+    def open(self, path: Path) -> ort.InferenceSession:
+        """A session of a graph file. Raises BundleError."""
         try:
-            session = ort.InferenceSession(path, self._options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(path, self.options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise BundleError(f"onnxruntime {ort.__version__} cannot load {path.name}: {str(error).splitlines()[0][:300]}") from None
-        return OnnxRuntimeGraph(session, graph, state)
 
 
 def make(threads: int | None) -> OnnxRuntimeBackend:

@@ -1,0 +1,185 @@
+"""What graphs read and write, planned once: where every input and output lies, as large as it will ever be. One code for all backends."""
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecomp_runtime.manifest import GraphInfo, TensorInfo
+
+ALIGNMENT = 256  # bytes: accelerators ask for it of every address
+STORED = "new_rows"  # the role of rows that the host puts into the cache
+
+
+@dataclass(frozen=True)
+class Region:
+    """Bytes that a graph reads or writes: where they begin, and what they hold."""
+    address: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+class Memory(Protocol):
+    """Where a backend's graphs read and write. Everything happens in the order in which it is asked for."""
+
+    def allocate(self, size: int) -> int:
+        """The address of so many bytes, zeros, at a multiple of `ALIGNMENT`. They live as long as the memory."""
+
+    def write(self, region: Region, array: NDArray[Any]) -> None:
+        """Copies an array of the region's shape and type into it."""
+
+    def read(self, region: Region) -> NDArray[Any]:
+        """A copy of what is there."""
+
+    def store(self, rows: Region, cache: Region, at: int) -> None:
+        """Copies new rows [n, heads, rows, width] into a cache [n, heads, capacity, width] from row `at` on."""
+
+
+class HostMemory:
+    """The machine's own. Pages are taken from the system when first written: an allocator would hand out again what others have filled."""
+
+    def __init__(self) -> None:
+        self._held: list[mmap.mmap] = []
+
+    def allocate(self, size: int) -> int:
+        pages = mmap.mmap(-1, max(size, 1))
+        self._held.append(pages)
+        return ctypes.addressof(ctypes.c_char.from_buffer(pages))
+
+    def view(self, region: Region) -> NDArray[Any]:
+        """The bytes themselves, as an array."""
+        there = memoryview((ctypes.c_char * region.nbytes).from_address(region.address))
+        return np.frombuffer(there, region.dtype).reshape(region.shape)
+
+    def write(self, region: Region, array: NDArray[Any]) -> None:
+        self.view(region)[...] = array
+
+    def read(self, region: Region) -> NDArray[Any]:
+        return self.view(region).copy()
+
+    def store(self, rows: Region, cache: Region, at: int) -> None:
+        self.view(cache)[:, :, at:at + rows.shape[2]] = self.view(rows)
+
+
+def is_state(role: str) -> bool:
+    """Whether a role names a cache buffer, which stays where it is from run to run."""
+    return role.startswith("cache_")
+
+
+def resolved(tensor: TensorInfo, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """A tensor's shape with its symbols replaced."""
+    return tuple(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
+
+
+class Buffers:
+    """A graph's inputs and outputs that are not state, one after another in one allocation.
+
+    Args:
+        graph: the manifest's entry.
+        most: the largest size of every symbol in its shapes.
+        memory: where.
+    """
+
+    def __init__(self, graph: GraphInfo, most: Mapping[str, int], memory: Memory):
+        self._offsets: dict[str, tuple[int, int]] = {}
+        size = 0
+        for tensor in (*graph.inputs, *graph.outputs):
+            if not is_state(tensor.role):
+                largest = Region(0, resolved(tensor, most), tensor.dtype).nbytes
+                self._offsets[tensor.name] = size, largest
+                size = aligned(size + largest)
+        self.nbytes = size
+        self._address = memory.allocate(size)
+
+    def region(self, tensor: TensorInfo, sizes: Mapping[str, int]) -> Region:
+        """Where a tensor lies, with the shape that it has this time."""
+        offset, largest = self._offsets[tensor.name]
+        found = Region(self._address + offset, resolved(tensor, sizes), tensor.dtype)
+        assert found.nbytes <= largest, f"{tensor.name} is {found.shape}, more than was planned"
+        return found
+
+
+def aligned(size: int) -> int:
+    """The next multiple of `ALIGNMENT`."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def cache_regions(tensors: Iterable[TensorInfo], starts: tuple[int, ...], cache_rows: tuple[int, ...], memory: Memory) -> dict[str, Region]:
+    """Buffers for a decoder's cache inputs by name: keys and values of the layers between two cuts lie side by side, so that one copy
+    puts new rows into all of them.
+
+    Args:
+        tensors: the inputs; a capacity that is no number is the plan's.
+        starts: the first layer of each stretch between cuts.
+        cache_rows: of each layer, by the plan.
+        memory: where.
+    """
+    found: dict[str, Region] = {}
+    ordered = sorted(tensors, key=lambda t: (t.layer or 0, t.role))  # key before value
+    for first, end in zip(starts, (*starts[1:], len(cache_rows))):
+        mine = [t for t in ordered if first <= (t.layer or 0) < end]
+        shapes = [(1, *(cache_rows[t.layer or 0] if isinstance(s, str) else s for s in t.shape[1:])) for t in mine]
+        sizes = [aligned(Region(0, shape, t.dtype).nbytes) for shape, t in zip(shapes, mine)]
+        address = memory.allocate(sum(sizes))
+        for tensor, shape, size in zip(mine, shapes, sizes):
+            found[tensor.name] = Region(address, shape, tensor.dtype)
+            address += size
+    return found
+
+
+class Engine(Protocol):
+    """A graph that a backend has loaded."""
+
+    def execute(self, regions: Mapping[str, Region]) -> None:
+        """Runs it on what lies in the regions, given for every input and output by its name."""
+
+
+class Bound:
+    """A loaded graph with its buffers: arrays by role in, arrays by role out.
+
+    Args:
+        engine: the backend's.
+        graph: the manifest's entry.
+        most: the largest size of every symbol in its shapes.
+        state: the cache's regions by input name.
+        memory: where all of it lies.
+    """
+
+    def __init__(self, engine: Engine, graph: GraphInfo, most: Mapping[str, int], state: Mapping[str, Region], memory: Memory):
+        self._engine, self._graph, self._memory = engine, graph, memory
+        self._buffers = Buffers(graph, most, memory)
+        self._fed = [t for t in graph.inputs if not is_state(t.role)]
+        self._state = {t.name: state[t.name] for t in graph.inputs if is_state(t.role)}
+        self._state |= {t.name: state[t.name.replace("_out", "")] for t in graph.outputs if is_state(t.role)}
+        self._made = [t for t in graph.outputs if not is_state(t.role)]
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Runs the graph on arrays by role and layer; more than it takes may be given. Returns what it makes; the cache is updated in place."""
+        sizes: dict[str, int] = {}
+        for tensor in self._fed:
+            sizes |= {symbol: size for symbol, size in zip(tensor.shape, feeds[tensor.key].shape) if isinstance(symbol, str)}
+        regions = {t.name: self._buffers.region(t, sizes) for t in (*self._fed, *self._made)}
+        for tensor in self._fed:
+            self._memory.write(regions[tensor.name], feeds[tensor.key])
+        self._engine.execute({**self._state, **regions})
+        found = {}
+        for tensor in self._made:
+            if tensor.role == STORED:
+                self._store(tensor, regions[tensor.name], int(feeds.get(f"length.{tensor.layer}", feeds["length"])[0]))
+            elif tensor.role not in ("new_key", "new_value"):  # of neutral graphs, which have no cache of their own
+                found[tensor.key] = self._memory.read(regions[tensor.name])
+        return found
+
+    def _store(self, tensor: TensorInfo, rows: Region, at: int) -> None:
+        first = self._state[f"cache_key.{tensor.layer}"]
+        self._memory.store(rows, Region(first.address, (rows.shape[0], *first.shape[1:]), first.dtype), at)
