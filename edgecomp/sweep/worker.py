@@ -37,7 +37,7 @@ class SharedVision:
     most_bytes: of outputs held; when they are used up, further pictures are run each time. Another vision graph starts anew.
     """
 
-    name = dialect = "onnxruntime"
+    name = "onnxruntime"
 
     def __init__(self, threads: int | None, most_bytes: int):
         self._backend, self._most = backends.backend("onnxruntime", threads), most_bytes
@@ -45,6 +45,9 @@ class SharedVision:
         self._of: tuple[Path, backends.Executable] | None = None
         self._seen: dict[str, dict[str, NDArray[Any]]] = {}
         self._held = self.runs = 0
+
+    def files(self, bundle: Bundle, plan: str) -> dict[str, tuple[Path, GraphInfo]]:
+        return self._backend.files(bundle, plan)
 
     def memory(self) -> Memory:
         return self._backend.memory()

@@ -32,8 +32,11 @@ class Region:
 class Memory(Protocol):
     """Where a backend's graphs read and write. Everything happens in the order in which it is asked for."""
 
-    def allocate(self, size: int) -> int:
-        """The address of so many bytes, zeros, at a multiple of `ALIGNMENT`. They live as long as the memory."""
+    def allocate(self, size: int, staged: bool) -> int:
+        """The address of so many bytes, zeros, at a multiple of `ALIGNMENT`. They live as long as the memory.
+
+        staged: the host reads and writes them.
+        """
 
     def write(self, region: Region, array: NDArray[Any]) -> None:
         """Copies an array of the region's shape and type into it."""
@@ -51,7 +54,7 @@ class HostMemory:
     def __init__(self) -> None:
         self._held: list[mmap.mmap] = []
 
-    def allocate(self, size: int) -> int:
+    def allocate(self, size: int, staged: bool) -> int:
         pages = mmap.mmap(-1, max(size, 1))
         self._held.append(pages)
         return ctypes.addressof(ctypes.c_char.from_buffer(pages))
@@ -99,7 +102,7 @@ class Buffers:
                 self._offsets[tensor.name] = size, largest
                 size = aligned(size + largest)
         self.nbytes = size
-        self._address = memory.allocate(size)
+        self._address = memory.allocate(size, staged=True)
 
     def region(self, tensor: TensorInfo, sizes: Mapping[str, int]) -> Region:
         """Where a tensor lies, with the shape that it has this time."""
@@ -130,7 +133,7 @@ def cache_regions(tensors: Iterable[TensorInfo], starts: tuple[int, ...], cache_
         mine = [t for t in ordered if first <= (t.layer or 0) < end]
         shapes = [(1, *(cache_rows[t.layer or 0] if isinstance(s, str) else s for s in t.shape[1:])) for t in mine]
         sizes = [aligned(Region(0, shape, t.dtype).nbytes) for shape, t in zip(shapes, mine)]
-        address = memory.allocate(sum(sizes))
+        address = memory.allocate(sum(sizes), staged=False)
         for tensor, shape, size in zip(mine, shapes, sizes):
             found[tensor.name] = Region(address, shape, tensor.dtype)
             address += size

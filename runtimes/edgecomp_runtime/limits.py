@@ -5,6 +5,7 @@ from edgecomp_runtime.cuts import TEXT_ROWS
 from edgecomp_runtime.manifest import Manifest, PlanInfo
 
 BUCKET = 256  # rows of the smallest one
+ENGINE_PREFILL_ROWS, ENGINE_LOGIT_ROWS = 512, 1  # what engines are built for; activations grow with the former, with the window as factor
 
 
 def limits(manifest: Manifest, plan: PlanInfo, prefill_rows: int, logit_rows: int) -> dict[str, int]:

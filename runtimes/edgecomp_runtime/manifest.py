@@ -14,7 +14,7 @@ from typing import Any
 from edgecomp_runtime.errors import BundleError
 from edgecomp_runtime.typed import build
 
-SCHEMA = 3  # 2: tiles, several runs of visual tokens a picture, M-RoPE, deepstack and segments. 3: cuts inside the decoder
+SCHEMA = 4  # 2: tiles, several runs of visual tokens a picture, M-RoPE, deepstack and segments. 3: cuts inside the decoder. 4: engines
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class TensorInfo:
     segments (0, or a number that rows share which see each other both ways), length (cache rows in use), logit_rows, logits,
     deepstack (features added after this decoder layer: out of the vision graph, into the decoder, zero at text), cache_key and
     cache_value (the latter three with their layer; an output of the same cache role and layer is the input's buffer, updated in place).
+    places: the numbers 0 to n - 1 of the cache's rows that are looked at, behind a cut with its layer. new_rows: [2 * layers, heads, rows,
+    width], keys and values of the layers up to the next cut in turn, which the host puts into the cache behind `length` rows.
 
     A decoder with cuts takes at each, under the layer that stands behind the cut: length (of the caches from there on), visual_rows
     ([images, tokens] among the rows before the cut; no image: nothing is cut), row_map (each row behind the cut: its row before it, or
@@ -243,6 +245,23 @@ class FileInfo:
 
 
 @dataclass(frozen=True)
+class EngineInfo:
+    """An engine that was built of one graph for one device.
+
+    file: of the bundle. graph: what it was built of. device: the profile's id. backend: 'tensorrt' or 'tensorrt-rtx', and its version.
+    capability: the GPU's, as '8.9'. profile: for each input its smallest, usual and largest shape. flags: how it was built.
+    """
+    file: str
+    graph: str
+    device: str
+    backend: str
+    version: str
+    capability: str
+    profile: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+    flags: dict[str, int | float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything about a bundle. `plans` always has 'full', the unpruned model; `graphs` are by file, for plans share them."""
     schema: int
@@ -258,6 +277,7 @@ class Manifest:
     plans: dict[str, PlanInfo]
     graphs: dict[str, GraphInfo]
     files: dict[str, FileInfo]
+    engines: tuple[EngineInfo, ...] = ()
 
     def to_json(self) -> str:
         """The manifest as JSON, with its own digest, so that a changed byte shows."""

@@ -50,10 +50,8 @@ class Session:
         self.bundle, self._manifest = bundle, bundle.manifest
         self.plan_name, self.plan = bundle.plan(plan)
         self._backend = backends.backend(backend, threads) if isinstance(backend, str) else backend
-        if self._backend.dialect not in self.plan.variants:
-            raise InputError(f"plan {self.plan_name!r} has no graphs for {self._backend.name}: lower it with `edgecomp compress BUNDLE -o BUNDLE`")
-        parts = self.plan.variants[self._backend.dialect]
-        graphs = {part: self._manifest.graphs[file] for part, file in parts.items()}
+        files = self._backend.files(bundle, self.plan_name)
+        graphs = {part: graph for part, (_, graph) in files.items()}
         template = bundle.manifest.text.chat_template
         self.text = Text(bundle.manifest.text, bundle.file(bundle.manifest.text.tokenizer), bundle.read_text(template) if template else None)
         self._embed = partial(embedded, bundle.embeddings(), self._manifest.embeddings.scale)
@@ -62,11 +60,11 @@ class Session:
         memory, cached = self._backend.memory(), [t for t in graphs["prefill"].inputs if is_state(t.role)]
         self._state = cache_regions(cached, self._cuts.starts(), self.plan.cache_rows, memory)
         most = limits(self._manifest, self.plan, self._backend.prefill_rows, self._backend.logit_rows)
-        self._decoder = self._backend.load(bundle.file(parts["prefill"]), graphs["prefill"], most, self._state, memory)
+        self._decoder = self._backend.load(*files["prefill"], most, self._state, memory)
         self._row_decoder = None  # of one row without pictures, where a dialect has a graph of its own for it
-        if parts["decode"] != parts["prefill"]:
-            self._row_decoder = self._backend.load(bundle.file(parts["decode"]), graphs["decode"], most, self._state, memory)
-        self._vision = self._backend.load(bundle.file(parts["vision"]), graphs["vision"], {"images": 1}, {}, memory)
+        if files["decode"][0] != files["prefill"][0]:
+            self._row_decoder = self._backend.load(*files["decode"], most, self._state, memory)
+        self._vision = self._backend.load(*files["vision"], {"images": 1}, {}, memory)
         self._places = [t for t in graphs["prefill"].inputs if t.role == "places"]
         self._pixel_type = next(t.dtype for t in graphs["vision"].inputs if t.role == "pixels")
         self._stacked = [t.key for t in graphs["prefill"].inputs if t.role == "deepstack"]

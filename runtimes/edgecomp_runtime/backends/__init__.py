@@ -10,15 +10,18 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from edgecomp_runtime.buffers import Memory, Region
-from edgecomp_runtime.errors import EdgecompError, UnknownNameError
+from edgecomp_runtime.bundle import Bundle
+from edgecomp_runtime.errors import EdgecompError, InputError, UnknownNameError
 from edgecomp_runtime.manifest import GraphInfo
 
 # name: (its module, the package it needs, the extra that installs that)
 BACKENDS = {
     "onnxruntime": ("edgecomp_runtime.backends.onnxruntime", "onnxruntime", "cpu"),
+    "tensorrt": ("edgecomp_runtime.backends.tensorrt", "tensorrt", "tensorrt"),
+    "tensorrt-rtx": ("edgecomp_runtime.backends.tensorrt", "tensorrt_rtx", "tensorrt-rtx"),
     "null": ("edgecomp_runtime.backends.null", "numpy", ""),
 }
-AUTO = ("onnxruntime",)  # 'auto' takes the first that is installed; null must be asked for
+AUTO = ("onnxruntime", "tensorrt", "tensorrt-rtx")  # 'auto' takes the first that is installed; null must be asked for
 
 
 class Executable(Protocol):
@@ -34,9 +37,11 @@ class Backend(Protocol):
     prefill_rows: of a prompt, taken at a time. logit_rows: whose logits one run gives at most.
     """
     name: str
-    dialect: str
     prefill_rows: int
     logit_rows: int
+
+    def files(self, bundle: Bundle, plan: str) -> dict[str, tuple[Path, GraphInfo]]:
+        """What it loads for each part of a plan: vision, prefill, decode. Raises EdgecompError where the bundle has nothing for it."""
 
     def memory(self) -> Memory:
         """A new place for buffers. They live as long as it does."""
@@ -64,11 +69,28 @@ def backend(name: str, threads: int | None) -> Backend:
         UnknownNameError, EdgecompError: unknown, or what it needs is not installed.
     """
     if name == "auto":
-        name = next((n for n in AUTO if importlib.util.find_spec(BACKENDS[n][1])), AUTO[0])
+        name = next((n for n in AUTO if _installed(BACKENDS[n][1])), AUTO[0])
     if name not in BACKENDS:
         raise UnknownNameError("backend", name, ["auto", *BACKENDS])
     module, package, extra = BACKENDS[name]
-    if not importlib.util.find_spec(package):
+    if not _installed(package):
         raise EdgecompError(f"backend {name!r} needs the package {package}: pip install 'edgecomp[{extra}]'")
-    made: Backend = importlib.import_module(module).make(threads)
+    try:
+        made: Backend = importlib.import_module(module).make(threads, name)
+    except ModuleNotFoundError as error:
+        raise EdgecompError(f"backend {name!r} needs the package {error.name} too: pip install 'edgecomp[{extra}]'") from None
     return made
+
+
+def variant(bundle: Bundle, plan: str, dialect: str, backend: str) -> dict[str, tuple[Path, GraphInfo]]:
+    """The graph files of a plan in a dialect. Raises InputError where it was not lowered to it."""
+    found = bundle.manifest.plans[plan].variants.get(dialect)
+    if found is None:
+        raise InputError(f"plan {plan!r} has no graphs for {backend}: lower it with `edgecomp compress BUNDLE -o BUNDLE`")
+    return {part: (bundle.file(file), bundle.manifest.graphs[file]) for part, file in found.items()}
+
+
+def _installed(package: str) -> bool:
+    """Whether there is a package of that name; a folder without code, as type stubs leave it, is none."""
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None

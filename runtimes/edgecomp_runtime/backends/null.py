@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from edgecomp_runtime.backends import variant
 from edgecomp_runtime.buffers import Bound, HostMemory, Memory, Region
+from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import InputError
 from edgecomp_runtime.manifest import GraphInfo
 
@@ -30,9 +32,11 @@ class NullBackend:
     """Reads the neutral graphs' manifest entries, never the files."""
 
     name = "null"
-    dialect = "neutral"
     prefill_rows = 256
     logit_rows = 16
+
+    def files(self, bundle: Bundle, plan: str) -> dict[str, tuple[Path, GraphInfo]]:
+        return variant(bundle, plan, "neutral", self.name)
 
     def memory(self) -> HostMemory:
         return HostMemory()
@@ -42,7 +46,7 @@ class NullBackend:
         return Bound(NullEngine(graph, memory), graph, most, state, memory)
 
 
-def make(threads: int | None) -> NullBackend:
+def make(threads: int | None, name: str = "null") -> NullBackend:
     """The backend. Raises InputError where threads are asked for, which it has no use for."""
     if threads is not None:
         raise InputError(f"--threads {threads} has no effect on the null backend, which computes nothing: leave it out")

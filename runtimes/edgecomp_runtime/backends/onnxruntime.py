@@ -6,7 +6,9 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from edgecomp_runtime.backends import variant
 from edgecomp_runtime.buffers import Bound, HostMemory, Memory, Region
+from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import BundleError
 from edgecomp_runtime.manifest import GraphInfo
 
@@ -51,6 +53,9 @@ class OnnxRuntimeBackend:
         self.options.log_severity_level = 3
         self.options.intra_op_num_threads = threads or 0
 
+    def files(self, bundle: Bundle, plan: str) -> dict[str, tuple[Path, GraphInfo]]:
+        return variant(bundle, plan, self.dialect, self.name)
+
     def memory(self) -> Memory:
         return HostMemory()
 
@@ -66,6 +71,6 @@ class OnnxRuntimeBackend:
             raise BundleError(f"onnxruntime {ort.__version__} cannot load {path.name}: {str(error).splitlines()[0][:300]}") from None
 
 
-def make(threads: int | None) -> OnnxRuntimeBackend:
+def make(threads: int | None, name: str = "onnxruntime") -> OnnxRuntimeBackend:
     """The backend with its threads an operator; None is one a core."""
     return OnnxRuntimeBackend(threads)
