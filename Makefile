@@ -23,6 +23,7 @@ test: .venv/ready-dev check
 
 check: .venv/ready-dev
 	$(BIN)/ruff check .
+	$(BIN)/python tests/tensorrt_stubs.py
 	$(BIN)/mypy
 	$(BIN)/mypy --python-version 3.10 -p edgecomp_runtime
 	$(BIN)/lint-imports --no-cache

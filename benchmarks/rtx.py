@@ -1,6 +1,6 @@
 """Does TensorRT for RTX build every method's graph? Real engines of the demonstration model's graphs, built here; none is run.
 
-Needs the package tensorrt-rtx (`pip install tensorrt-rtx`), no GPU. Prefill graphs in plain operators, 620 rows and one picture.
+Needs the package tensorrt-rtx (`pip install tensorrt-rtx`), no GPU. Each plan's vision graph, prefill of up to 620 unpruned rows and decode.
 """
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from common import CHECKPOINT, markdown, write
 from edgecomp import methods
 from edgecomp.compile import compile_model
 from edgecomp.compress import Recipe, Stage
-from edgecomp.dialects import plain
+from edgecomp.dialects.targets import TARGETS, refused
+from edgecomp.dialects.tensorrt import lower
 from edgecomp.ir.graphs import load
 from edgecomp_runtime import Bundle
 from edgecomp_runtime.cuts import TEXT_ROWS
 from edgecomp_runtime.manifest import PlanInfo
 
-KEEP, ROWS, CAPABILITY = 64, 620, "SM89"
+KEEP, ROWS, CAPABILITY, TARGET = 64, 620, "SM89", TARGETS["tensorrt-rtx-1.7"]
 
 
 def recipes() -> list[Recipe]:
@@ -37,11 +38,14 @@ def recipes() -> list[Recipe]:
     return found
 
 
-def shapes(model: ir.Model, plan: PlanInfo) -> dict[str, tuple[int, ...]]:
-    """Each input's shape for one picture in a prompt of ROWS unpruned rows."""
-    rows = {"rows": ROWS - (576 - plan.visual_tokens)} | {f"rows.{cut.layer}": ROWS - (576 - cut.tokens) for cut in plan.cuts}
-    sizes = {"images": 1, "batch": 1, "logit_rows": 1, "text_rows": TEXT_ROWS, **rows}
-    return {v.name or "": tuple(d if isinstance(d, int) else sizes[str(d.value)] for d in v.shape or ()) for v in model.graph.inputs}
+def shapes(model: ir.Model, plan: PlanInfo) -> dict[str, list[tuple[int, ...]]]:
+    """Least, usual and largest shape of each input that has several, for one picture in a prompt of ROWS unpruned rows."""
+    gone = {"": 576 - plan.visual_tokens} | {f".{cut.layer}": 576 - cut.tokens for cut in plan.cuts}
+    sizes = {"images": (1, 1, 1), "logit_rows": (1, 1, 1), "text_rows": (TEXT_ROWS, TEXT_ROWS, ROWS - 576)}
+    for suffix, fewer in gone.items():
+        sizes |= {f"rows{suffix}": (1, ROWS - fewer, ROWS - fewer), f"bucket{suffix}": (1, ROWS - fewer, plan.cache_rows[int(suffix[1:] or 0)])}
+    return {v.name or "": [tuple(d if isinstance(d, int) else sizes[str(d.value)][n] for d in v.shape) for n in range(3)]
+            for v in model.graph.inputs if v.shape is not None and not v.shape.is_static()}
 
 
 def build(model: ir.Model, path: Path, plan: PlanInfo) -> tuple[float, float] | str:
@@ -58,9 +62,10 @@ def build(model: ir.Model, path: Path, plan: PlanInfo) -> tuple[float, float] | 
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(trt.ComputeCapability, CAPABILITY), 0)
     profile = builder.create_optimization_profile()
-    for name, shape in shapes(model, plan).items():
-        profile.set_shape(name, shape, shape, shape)
-    config.add_optimization_profile(profile)
+    for name, three in shapes(model, plan).items():
+        profile.set_shape(name, *three)
+    if shapes(model, plan):
+        config.add_optimization_profile(profile)
     began = time.perf_counter()
     engine = builder.build_serialized_network(network, config)
     return "the builder gave no engine" if engine is None else (time.perf_counter() - began, engine.nbytes / 2**20)
@@ -74,19 +79,19 @@ if __name__ == "__main__":
         bundle = Bundle.open(bundle_path)
         for name in dict.fromkeys(["full", *names]):
             plan = bundle.manifest.plans[name]
-            for part in ("vision", "prefill"):
+            for part in ("vision", "prefill", "decode"):
                 file = plan.variants["neutral"][part]
                 if name != "full" and file == bundle.manifest.plans["full"].variants["neutral"][part]:
                     continue
                 model = load(bundle.file(file))
-                plain.lower(model)
-                bad = plain.refused(model)
-                made = bad[0] if bad else build(model, bundle_path / "graphs" / "plain.onnx", plan)
+                lower(model, part, TARGET, plan.cache_rows)
+                bad = refused(model, TARGET)
+                made = bad[0] if bad else build(model, bundle_path / "graphs" / "lowered.onnx", plan)
                 said = (f"{made[0]:.1f}", f"{made[1]:.1f}") if isinstance(made, tuple) else (made, "")
                 rows.append([name, part, sum(1 for _ in model.graph), *said])
                 print(*rows[-1], flush=True)
     failed = [row for row in rows if not row[-1]]
     write("rtx.md", "TensorRT for RTX builds every method's graph", "python benchmarks/rtx.py",
-          f"Engines for {CAPABILITY} of the demonstration model in fp32, built without a GPU and not run: "
+          f"Engines for {CAPABILITY} of the demonstration model in fp32, lowered for {TARGET.name}, built without a GPU and not run: "
           f"{len(rows) - len(failed)} of {len(rows)}.\n",
           markdown(["plan", "graph", "nodes", "build s", "engine MiB"], rows))

@@ -20,6 +20,8 @@ COMMANDS = {
     "show": ("edgecomp.commands.show", "Draw what a plan keeps of a picture."),
     "profile": ("edgecomp.commands.profile", "Measure latency, memory and accuracy on this machine; write the report."),
     "sweep": ("edgecomp.commands.sweep", "Measure every combination of method, budget and site."),
+    "build": ("edgecomp.commands.build", "TensorRT engines for a device."),
+    "pack": ("edgecomp.commands.pack", "An archive that builds a bundle's engines on a Jetson."),
     "inspect": ("edgecomp.commands.inspect", "What is in a bundle: plans, graphs, sizes, cache."),
     "export": ("edgecomp.commands.export", "Checkpoint to neutral bundle, uncompressed."),
     "compress": ("edgecomp.commands.compress", "Add budgets to a bundle; weights are shared."),

@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from edgecomp.budget import Reduction, Tokens, tokens_of
-from edgecomp.dialects import lowering
 from edgecomp.ir.graphs import describe, load, save
+from edgecomp.lowering import lowered
 from edgecomp.methods import parameters
 from edgecomp.methods.base import Method
 from edgecomp.passes.decoder import in_decoder
@@ -180,7 +180,7 @@ def compress(source: Path, out: Path, recipes: Sequence[Recipe], *, dialects: Se
             for dialect in dialects:
                 if dialect not in plan.variants:
                     say(f"lowering {name} for {dialect}")
-                    variant = {part: _lowered(file, dialect, graphs, partial) for part, file in plan.variants["neutral"].items()}
+                    variant = lowered(plan, dialect, graphs, partial)
                     plans[name] = plan = dataclasses.replace(plan, variants={**plan.variants, dialect: variant})
         finish(dataclasses.replace(manifest, schema=SCHEMA, plans=plans, graphs=graphs, default_plan=names[0] if names else manifest.default_plan))
     return names
@@ -234,14 +234,3 @@ def _by_tile(cuts: Sequence[Cut], manifest: Manifest) -> tuple[int, ...]:
 def cache_rows(keep: int, manifest: Manifest) -> int:
     """Rows of a layer's cache: the window less what one picture saves."""
     return manifest.decoder.context - (manifest.vision.tokens - keep)
-
-
-def _lowered(file: str, dialect: str, graphs: dict[str, GraphInfo], partial: Path) -> str:
-    """The file of a neutral graph in a dialect; written and added to `graphs` unless another plan has had it lowered."""
-    lowered = f"{file.removesuffix('.onnx')}.{dialect}.onnx"
-    if lowered not in graphs:
-        model = load(partial / file)
-        lowering(dialect)(model)
-        save(model, partial / lowered)
-        graphs[lowered] = describe(model)
-    return lowered

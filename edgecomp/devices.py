@@ -138,11 +138,15 @@ def names(folders: Sequence[Path] | None = None) -> list[str]:
 
 
 def load(name: str, folders: Sequence[Path] | None = None) -> Device:
-    """The profile of that id, from the first of the folders that has it (default: edgecomp's own).
+    """The profile of that id, from the first of the folders that has it (default: edgecomp's own). Where only one id goes on behind a name,
+    as `rtx-3060-12gb` does behind `rtx-3060`, the name is enough.
 
     Raises UnknownNameError where there is none, EdgecompError where it cannot be read or does not hold together.
     """
     files = _files(folders)
+    longer = [known for known in files if known.startswith(f"{name}-")]
+    if name not in files and len(longer) == 1:
+        name, = longer
     if name not in files:
         raise UnknownNameError("device", name, files)
     path = files[name]

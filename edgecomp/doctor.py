@@ -12,6 +12,8 @@ ABILITIES = {
     "compress and lower graphs": (("onnx-ir", "onnxscript"), False, "export"),
     "export Hugging Face checkpoints": (("torch", "transformers", "onnx-ir", "onnxscript"), False, "export"),
     "run bundles on ONNX Runtime": (("onnxruntime", "onnxruntime-gpu"), True, "cpu"),
+    "build engines with TensorRT for RTX": (("tensorrt-rtx", "onnx-ir"), False, "tensorrt-rtx"),
+    "build engines with TensorRT": (("tensorrt", "onnx-ir"), False, "tensorrt"),
 }
 
 

@@ -38,3 +38,8 @@ def command(bundle: Path, verify_hashes: bool, as_json: bool) -> None:
         rows.append((name + (" *" if name == manifest.default_plan else ""), *by_layer,
                      f"{cache_bytes(manifest, plan) / 2**20:.1f}", plan.position, ",".join(v for v in plan.variants if v != "neutral") or "-"))
     click.echo(columns(rows, right=lambda column: 0 < column < 4) + "\n\n* the default")
+    if manifest.engines:
+        every: list[tuple[str, ...]] = [("engine", "device", "built by", "for", "MiB")]
+        every += [(engine.file, engine.device, f"{engine.backend} {engine.version}", engine.capability,
+                   f"{manifest.files[engine.file].bytes / 2**20:.1f}") for engine in manifest.engines]
+        click.echo("\n" + columns(every, right=lambda column: column == 4))

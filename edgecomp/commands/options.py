@@ -19,7 +19,7 @@ BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 OUTPUT = click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="The bundle to write.")
 PLAN = click.option("--plan", help="A budget of the bundle by name; see `edgecomp inspect`. The bundle's default if left out.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-BACKEND = click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime or null.")
+BACKEND = click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime, onnxruntime-cuda, tensorrt, tensorrt-rtx or null.")
 THREADS = click.option("--threads", type=click.IntRange(1, 1024), help="Threads an operator; one a core if left out.")
 METHODS = click.option("--method", "methods", multiple=True, metavar="NAME[:PARAMETER=VALUE,...]",
                        help="A compression method, such as dart, or random:seed=1. May be repeated.")

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from edgecomp_runtime.tables import look_up
 
-DIALECTS = {"onnxruntime": "edgecomp.dialects.onnxruntime:lower", "plain": "edgecomp.dialects.plain:lower"}
+DIALECTS = {"onnxruntime": "edgecomp.dialects.onnxruntime:lower"}
 
 
 def lowering(dialect: str) -> Callable[[ir.Model], None]:

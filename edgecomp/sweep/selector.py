@@ -23,6 +23,7 @@ import onnxruntime as ort
 
 from edgecomp_runtime import Bundle, Session
 from edgecomp_runtime.backends.onnxruntime import OnnxRuntimeBackend
+from edgecomp_runtime.buffers import Memory
 
 ATTENTION = ("Attention", "GroupQueryAttention", "MultiHeadAttention")  # operators that no selector has
 
@@ -39,9 +40,9 @@ class Profiled(OnnxRuntimeBackend):
         self.options.enable_profiling = True
         self.sessions: list[ort.InferenceSession] = []
 
-    def open(self, path: Path) -> ort.InferenceSession:
+    def open(self, path: Path, memory: Memory) -> ort.InferenceSession:
         self.options.profile_file_prefix = str(self._folder / f"{len(self.sessions)}")
-        self.sessions.append(super().open(path))
+        self.sessions.append(super().open(path, memory))
         return self.sessions[-1]
 
 

@@ -44,6 +44,9 @@ class Memory(Protocol):
     def read(self, region: Region) -> NDArray[Any]:
         """A copy of what is there."""
 
+    def on_host(self, region: Region) -> int:
+        """Where what was written to a region lies for the host itself."""
+
     def store(self, rows: Region, cache: Region, at: int) -> None:
         """Copies new rows [n, heads, rows, width] into a cache [n, heads, capacity, width] from row `at` on."""
 
@@ -62,13 +65,17 @@ class HostMemory:
     def view(self, region: Region) -> NDArray[Any]:
         """The bytes themselves, as an array."""
         there = memoryview((ctypes.c_char * region.nbytes).from_address(region.address))
-        return np.frombuffer(there, region.dtype).reshape(region.shape)
+        found: NDArray[Any] = np.frombuffer(there, region.dtype).reshape(region.shape)
+        return found
 
     def write(self, region: Region, array: NDArray[Any]) -> None:
         self.view(region)[...] = array
 
     def read(self, region: Region) -> NDArray[Any]:
         return self.view(region).copy()
+
+    def on_host(self, region: Region) -> int:
+        return region.address
 
     def store(self, rows: Region, cache: Region, at: int) -> None:
         self.view(cache)[:, :, at:at + rows.shape[2]] = self.view(rows)

@@ -276,8 +276,9 @@ class Session:
             wanted = np.arange(max(first, start), max(first, end)) - start - (end - start - behind[-1])  # among the last layer's rows
             pictures = bool(rows.runs[start:end].any())
             runs = self._row_decoder if self._row_decoder and end - start == 1 and not pictures else self._decoder
-            out = runs.run({**rows.feeds(start, end, lengths[0], wanted, len(self._stacked)), **cut, **self._looked_at(lengths, behind)})
-            found.append(out["logits"][0])
+            asked = np.zeros(1, np.int64) if self._row_decoder and not len(wanted) else wanted  # engines give one row's at least
+            out = runs.run({**rows.feeds(start, end, lengths[0], asked, len(self._stacked)), **cut, **self._looked_at(lengths, behind)})
+            found.append(out["logits"][0][:len(wanted)])
             if pictures:
                 self._survived = {layer: out[f"kept.{layer}"] for layer in self._cuts.layers}
                 if self._cuts.compact == "graph":

@@ -38,7 +38,7 @@ def build(kind: Any, value: Any, where: str) -> Any:
                 continue
     elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    elif isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+    elif origin is None and isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     raise BundleError(f"{where}: {value!r:.60} is not of the expected kind, {_kind(kind)}")
 

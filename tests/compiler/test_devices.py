@@ -124,6 +124,14 @@ def test_an_estimate_is_marked() -> None:
     assert spark.is_uncertain("peaks.fp16_tflops") and not spark.is_uncertain("memory.bandwidth_gb_per_s")
 
 
+def test_a_name_that_only_one_device_goes_on_from_is_enough() -> None:
+    assert devices.load("rtx-3060").id == "rtx-3060-12gb" and devices.load("rtx-4090").id == "rtx-4090"
+    for several in ("jetson-orin-nano", "rtx-306", "rtx"):
+        with pytest.raises(UnknownNameError):
+            devices.load(several)
+
+
+
 def test_a_mistyped_name_gets_a_suggestion() -> None:
     with pytest.raises(UnknownNameError, match=r"unknown device 'rtx-409'; did you mean 'rtx-4090'\?"):
         devices.load("rtx-409")

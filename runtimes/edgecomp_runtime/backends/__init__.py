@@ -17,6 +17,7 @@ from edgecomp_runtime.manifest import GraphInfo
 # name: (its module, the package it needs, the extra that installs that)
 BACKENDS = {
     "onnxruntime": ("edgecomp_runtime.backends.onnxruntime", "onnxruntime", "cpu"),
+    "onnxruntime-cuda": ("edgecomp_runtime.backends.onnxruntime", "onnxruntime", "gpu"),
     "tensorrt": ("edgecomp_runtime.backends.tensorrt", "tensorrt", "tensorrt"),
     "tensorrt-rtx": ("edgecomp_runtime.backends.tensorrt", "tensorrt_rtx", "tensorrt-rtx"),
     "null": ("edgecomp_runtime.backends.null", "numpy", ""),
@@ -69,11 +70,11 @@ def backend(name: str, threads: int | None) -> Backend:
         UnknownNameError, EdgecompError: unknown, or what it needs is not installed.
     """
     if name == "auto":
-        name = next((n for n in AUTO if _installed(BACKENDS[n][1])), AUTO[0])
+        name = next((n for n in AUTO if installed(BACKENDS[n][1])), AUTO[0])
     if name not in BACKENDS:
         raise UnknownNameError("backend", name, ["auto", *BACKENDS])
     module, package, extra = BACKENDS[name]
-    if not _installed(package):
+    if not installed(package):
         raise EdgecompError(f"backend {name!r} needs the package {package}: pip install 'edgecomp[{extra}]'")
     try:
         made: Backend = importlib.import_module(module).make(threads, name)
@@ -90,7 +91,7 @@ def variant(bundle: Bundle, plan: str, dialect: str, backend: str) -> dict[str, 
     return {part: (bundle.file(file), bundle.manifest.graphs[file]) for part, file in found.items()}
 
 
-def _installed(package: str) -> bool:
+def installed(package: str) -> bool:
     """Whether there is a package of that name; a folder without code, as type stubs leave it, is none."""
     found = importlib.util.find_spec(package)
     return found is not None and found.origin is not None

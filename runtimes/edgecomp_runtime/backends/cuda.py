@@ -47,12 +47,12 @@ class CudaMemory:
         return address
 
     def write(self, region: Region, array: NDArray[Any]) -> None:
-        twin = self._twin(region)
+        twin = self.on_host(region)
         _view(twin, region)[...] = array
         checked(cudart.cudaMemcpyAsync(region.address, twin, region.nbytes, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice, self.stream))
 
     def read(self, region: Region) -> NDArray[Any]:
-        twin = self._twin(region)
+        twin = self.on_host(region)
         checked(cudart.cudaMemcpyAsync(twin, region.address, region.nbytes, cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost, self.stream))
         checked(cudart.cudaStreamSynchronize(self.stream))
         return _view(twin, region).copy()
@@ -75,7 +75,8 @@ class CudaMemory:
         if getattr(self, "_blocks", None):
             self.close()
 
-    def _twin(self, region: Region) -> int:
+    def on_host(self, region: Region) -> int:
+        """Where what was written to a region, or read from it, lies on the host."""
         for address, size, twin in self._twins:
             if address <= region.address < address + max(size, 1):
                 return twin + region.address - address
@@ -83,4 +84,5 @@ class CudaMemory:
 
 
 def _view(address: int, region: Region) -> NDArray[Any]:
-    return np.frombuffer(memoryview((ctypes.c_char * region.nbytes).from_address(address)), region.dtype).reshape(region.shape)
+    found: NDArray[Any] = np.frombuffer(memoryview((ctypes.c_char * region.nbytes).from_address(address)), region.dtype).reshape(region.shape)
+    return found
