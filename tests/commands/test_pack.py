@@ -461,3 +461,14 @@ def test_boards_are_told_by_their_own_names() -> None:
 def test_releases_have_the_ranges_of_the_table() -> None:
     assert [(release.jetpack, *release.versions) for release in releases(devices.load("jetson-agx-thor"))] == [
         ("7.0", "10.13", "10.16"), ("7.1", "10.13", "10.16"), ("7.2", "10.16", "11.4")]
+
+
+def test_every_board_is_packed_for_releases_that_are_tried_here() -> None:
+    tried, too_old = {f"tensorrt-{release}" for release in BOARDS}, []
+    for name in (name for name in devices.names() if name.startswith("jetson-")):
+        try:
+            assert {release.dialect for release in releases(devices.load(name))} <= tried, name
+        except EdgecompError as error:
+            assert "is too old: its newest JetPack" in str(error)
+            too_old.append(name)
+    assert too_old == ["jetson-agx-xavier", "jetson-nano", "jetson-tx2", "jetson-xavier-nx"]
