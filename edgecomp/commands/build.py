@@ -45,7 +45,7 @@ def command(bundle: Path, device: str, plans: tuple[str, ...], backend: str | No
 
 def bar(job: Job) -> Tick:
     """A progress bar for one engine."""
-    shown = progress(job.part, 100)
+    shown = progress(job.part, 100, eta=False)
     shown.render_progress()
 
     def tick(phase: str, step: int, steps: int) -> None:

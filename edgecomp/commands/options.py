@@ -99,9 +99,9 @@ def print_json(data: Any) -> None:
     click.echo(json.dumps(dataclasses.asdict(data) if dataclasses.is_dataclass(data) and not isinstance(data, type) else data, indent=1))
 
 
-def progress(label: str, length: int) -> Any:
-    """A progress bar on stderr, or on no terminal one line at the start."""
-    return click.progressbar(length=length, label=label, file=sys.stderr)
+def progress(label: str, length: int, eta: bool = True) -> Any:
+    """A progress bar on stderr, or on no terminal one line at the start. eta: steps take about as long as each other."""
+    return click.progressbar(length=length, label=label, show_eta=eta, file=sys.stderr)
 
 
 def compression(command: Callable[..., Any]) -> Callable[..., Any]:

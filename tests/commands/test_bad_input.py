@@ -385,7 +385,7 @@ def test_a_method_that_there_is_not(method: str, telling: str, tmp_path: Path, r
     (["eval", "BUNDLE", "--data", "QUESTIONS", "--plan", "ful"], "unknown plan 'ful'; did you mean 'full'?"),
     (["profile", "BUNDLE", "--plan", "pool-65"], "unknown plan 'pool-65'; did you mean 'pool-64'?"),
     (["run", "BUNDLE", "--prompt", "x", "--backend", "onnxruntim"],
-     "unknown backend 'onnxruntim'; did you mean 'onnxruntime'? (known: auto, null, onnxruntime)"),
+     "unknown backend 'onnxruntim'; did you mean 'onnxruntime'? (known: auto, null, onnxruntime, onnxruntime-cuda, tensorrt, tensorrt-rtx)"),
     (["devices", "rtx-409"], "did you mean 'rtx-4090'?"),
 ])
 def test_a_name_that_is_in_no_table(args: list[str], telling: str, demo: Path, scenes: Path, refused: Callable[..., str]) -> None:
@@ -394,7 +394,7 @@ def test_a_name_that_is_in_no_table(args: list[str], telling: str, demo: Path, s
 
 
 @pytest.mark.parametrize(("args", "telling"), [
-    (["comple"], "unknown command 'comple'; did you mean 'compile'? (known: compile, compress, "),
+    (["comple"], "unknown command 'comple'; did you mean 'compile'? (known: build, compile, compress, "),
     (["run"], "Missing argument 'BUNDLE'."),
     (["run", "b"], "Missing option '--prompt'."),
     (["compile", "m"], "Missing option '-o' / '--output'."),
@@ -609,7 +609,7 @@ def put(value: Any, *path: str) -> Callable[[dict[str, Any]], None]:
 
 
 @pytest.mark.parametrize(("change", "telling"), [
-    (put(4, "schema"), "the bundle has schema 4, made by edgecomp 0.1.0; this reader knows up to 3: install edgecomp 0.1.0 or later"),
+    (put(5, "schema"), "the bundle has schema 5, made by edgecomp 0.1.0; this reader knows up to 4: install edgecomp 0.1.0 or later"),
     (put(0, "schema"), "edgecomp.json has no schema number: this is not an edgecomp bundle"),
     (put("1", "schema"), "edgecomp.json has no schema number: this is not an edgecomp bundle"),
     (deleted("schema"), "edgecomp.json has no schema number: this is not an edgecomp bundle"),
@@ -662,7 +662,7 @@ def test_a_manifest_that_cannot_be(change: Callable[[dict[str, Any]], None], tel
     (b"[" * 100_000, "edgecomp.json is not JSON (maximum recursion depth"),
     (b"\xff\xfe", "edgecomp.json cannot be read ('utf-8' codec"),
     (b'{"schema": 1}', "edgecomp.json was changed after it was written (its digest differs): compile the bundle again"),
-    (b'{"schema": 9}', "the bundle has schema 9, made by a newer edgecomp; this reader knows up to 3: install a newer edgecomp or later"),
+    (b'{"schema": 9}', "the bundle has schema 9, made by a newer edgecomp; this reader knows up to 4: install a newer edgecomp or later"),
 ])
 def test_a_manifest_that_is_none(text: bytes, telling: str, tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "edgecomp.json").write_bytes(text)
@@ -738,22 +738,6 @@ def test_questions_with_unicode_line_separators_are_one_line(demo: Path, tmp_pat
 
 
 # ---- the goal ----
-
-@pytest.fixture(scope="module")
-def tiny(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with random weights of some hundred kilobytes, which is exported in little more time than torch takes to load."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-    folder = tmp_path_factory.mktemp("tiny")
-    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=70, patch_size=14)
-    text = LlamaConfig(vocab_size=411, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
-    LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=3)).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(checkpoint / name, folder)
-    settings = json.loads((checkpoint / "processor_config.json").read_text())
-    settings["image_processor"] |= {"size": {"shortest_edge": 70}, "crop_size": 70}
-    (folder / "processor_config.json").write_text(json.dumps(settings))
-    return folder
-
 
 @pytest.fixture
 def writers(demo: Path, tiny: Path) -> dict[str, list[object]]:

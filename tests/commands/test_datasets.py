@@ -263,21 +263,27 @@ def benchmarks(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 @pytest.fixture(scope="module")
 def session(demo: Path) -> Session:
-    return Session(Bundle.open(demo), plan="pool-192")
+    return Session(Bundle.open(demo), plan="pool-64")
+
+
+@pytest.fixture(scope="module")
+def answers(benchmarks: tuple[Path, list[dict[str, str]]], session: Session) -> list[str]:
+    """What the session says to each question."""
+    folder, rows = benchmarks
+    return [session.generate(row["question"], [folder / row["image"]], max_new_tokens=MOST_TOKENS).finish().strip() for row in rows]
 
 
 @pytest.mark.parametrize("layout", PUBLISHED)
-def test_eval_judges_by_the_benchmarks_metric(layout: str, benchmarks: tuple[Path, list[dict[str, str]]], demo: Path, session: Session) -> None:
-    folder, _ = benchmarks
+def test_eval_judges_by_the_benchmarks_metric(layout: str, benchmarks: tuple[Path, list[dict[str, str]]], demo: Path, answers: list[str]) -> None:
+    folder, rows = benchmarks
     options = ["--data", str(folder / NAMES[layout]), "--suffix", "", *(["--image-folder", str(folder / "val2014")] if layout == "pope" else [])]
-    result = CliRunner().invoke(main, ["eval", str(demo), "--plan", "pool-192", "--json", *options])
+    result = CliRunner().invoke(main, ["eval", str(demo), "--plan", "pool-64", "--json", *options])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     scores: dict[str, list[float]] = {}
-    for row in [json.loads(line) for line in (folder / NAMES["jsonl"]).read_text().splitlines()]:
+    for row, said in zip(rows, answers):
         if layout == "pope" and row["answer"] not in ("yes", "no"):
             continue
-        said = session.generate(row["question"], [folder / row["image"]], max_new_tokens=MOST_TOKENS).finish().strip()
         same = " ".join(said.lower().split()).rstrip(".") == row["answer"]
         distance = recursive(said.lower(), row["answer"] + "e") / max(len(said), len(row["answer"]) + 1)
         score = {"jsonl": float(same), "gqa": float(same), "textvqa": 0.6 * same, "pope": float(("no" in said.split()) == (row["answer"] == "no")),
@@ -294,7 +300,7 @@ def test_eval_judges_by_the_benchmarks_metric(layout: str, benchmarks: tuple[Pat
 
 def test_eval_prints_a_table(benchmarks: tuple[Path, list[dict[str, str]]], demo: Path) -> None:
     folder, rows = benchmarks
-    result = CliRunner().invoke(main, ["eval", str(demo), "--plan", "pool-192", "--data", str(folder / NAMES["docvqa"]), "--backend", "null"])
+    result = CliRunner().invoke(main, ["eval", str(demo), "--plan", "pool-64", "--data", str(folder / NAMES["docvqa"]), "--backend", "null"])
     assert result.exit_code == 0, result.output
     table = [line.split() for line in result.stdout.splitlines()]
     assert table[0] == ["task", "ANLS", "%", "questions"] and table[-1][0] == "all" and table[-1][-1] == str(len(rows))

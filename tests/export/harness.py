@@ -1,6 +1,7 @@
 """What the tests of every family share: tiny random checkpoints, and the comparison with Hugging Face's own generate."""
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from edgecomp_runtime import Session
 
 STEPS = 10
+
+# what torch knows of ONNX: it reads it anew for every graph, from the sources of a thousand functions, and never changes it
+ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
 
 
 def randomise(model: torch.nn.Module, scale: float = 0.3) -> None:

@@ -1,6 +1,7 @@
 """LLaVA-NeXT and LLaVA-OneVision against Hugging Face: canvases, packing, newlines and budgets, through the whole bundle."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,12 @@ def family(variant: str, **choices: Any) -> Anyres:
 class Made:
     """A tiny checkpoint and its bundle."""
 
-    def __init__(self, case: str, folder: Path, source: Path):
+    def __init__(self, case: str, compiled: Callable[..., tuple[Path, Path]], folder: Path):
         self.variant, choices, plans = CASES[case]
         self.config, self.geometry = tiny.config(self.variant), Geometry(**choices)
-        self.checkpoint, self.bundle = tiny.make(self.variant, folder / "checkpoint", source), folder / "bundle"
-        compile_model(str(self.checkpoint), self.bundle, [Recipe.of(methods.make(method), keep) for method, keep in plans], **choices)
+        self.checkpoint, neutral = compiled(tiny, self.variant, **choices)
+        self.bundle = folder / "bundle"
+        compress(neutral, self.bundle, [Recipe.of(methods.make(method), keep) for method, keep in plans])
         self.reference = Reference(str(self.checkpoint), "eager", self.geometry)
 
     def session(self, plan: str = "full") -> Session:
@@ -89,8 +91,8 @@ class Made:
 
 
 @pytest.fixture(scope="module", params=CASES)
-def made(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return Made(request.param, tmp_path_factory.mktemp(request.param), checkpoint)
+def made(request: pytest.FixtureRequest, compiled: Callable[..., tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(request.param, compiled, tmp_path_factory.mktemp(request.param))
 
 
 def test_visual_tokens_and_answers_are_as_in_transformers(made: Made, scenes: Path) -> None:
@@ -141,8 +143,8 @@ def test_each_tile_keeps_its_quota_by_the_rule(made: Made, scenes: Path) -> None
         np.testing.assert_allclose(after.tokens, np.concatenate([tokens for tokens, _ in expected])[order], atol=1e-5)
 
 
-def test_each_tile_keeps_what_its_own_cls_token_looks_at(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> None:
-    made = Made("next-2x2", tmp_path_factory.mktemp("cls"), checkpoint)
+@pytest.mark.parametrize("made", ["next-2x2"], indirect=True)
+def test_each_tile_keeps_what_its_own_cls_token_looks_at(made: Made, scenes: Path) -> None:
     session, picture = made.session("cls-29"), made.pictures(scenes)[0]
     pixels = made.reference.pixels(picture)
     assert pixels is not None

@@ -1,7 +1,7 @@
 """Gemma 3 and PaliGemma against Hugging Face's own classes: tower, prompt, masks both ways, windows, caps, and reuse of rows."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers.image_utils import load_image
 
 from edgecomp import methods
 from edgecomp.compile import compile_model
-from edgecomp.compress import Recipe
+from edgecomp.compress import Recipe, compress
 from edgecomp.dialects import onnxruntime
 from edgecomp.ir.graphs import load as load_graph
 from edgecomp.ir.graphs import save as save_graph
@@ -40,22 +40,22 @@ Conversation = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def made(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Bundle]]:
+def made(compiled: Callable[..., tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Bundle]]:
     """Every variant's checkpoint and bundle."""
     found = {}
     for variant in tiny_gemma.VARIANTS:
-        folder = tiny_gemma.make(variant, tmp_path_factory.mktemp(variant) / "checkpoint", checkpoint)
-        compress = ("gemma3", "paligemma2")
-        recipes = [Recipe.of(methods.make("dart"), "25%"), Recipe.of(methods.make("pool"), "4")] if variant in compress else []
-        compile_model(str(folder), folder.parent / "bundle", recipes)
-        found[variant] = folder, Bundle.open(folder.parent / "bundle")
+        folder, bundle = compiled(tiny_gemma, variant)
+        if variant in ("gemma3", "paligemma2"):
+            neutral, bundle = bundle, tmp_path_factory.mktemp(variant) / "bundle"
+            compress(neutral, bundle, [Recipe.of(methods.make("dart"), "25%"), Recipe.of(methods.make("pool"), "4")])
+        found[variant] = folder, Bundle.open(bundle)
     return found
 
 
 def processor(folder: Path) -> Any:
     """HF's processor class of a checkpoint, with its PIL image processor."""
     parts = AutoImageProcessor.from_pretrained(folder, use_fast=False), AutoTokenizer.from_pretrained(folder)
-    if "paligemma" in str(folder):
+    if checkpoints.config(folder).model_type == "paligemma":
         return PaliGemmaProcessor(*parts)
     side = parts[0].size["height"] // 14
     return Gemma3Processor(*parts, chat_template=parts[1].chat_template, image_seq_length={8: 16, 7: 9}[side])

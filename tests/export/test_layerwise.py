@@ -16,7 +16,7 @@ from transformers import LlavaForConditionalGeneration
 from edgecomp import methods
 from edgecomp.cli import main
 from edgecomp.compile import compile_model
-from edgecomp.compress import Recipe
+from edgecomp.compress import Recipe, compress
 from edgecomp_export import layerwise
 from edgecomp_export.layerwise import Check, VerificationError, verify_layers
 from edgecomp_runtime import Bundle
@@ -26,16 +26,23 @@ QUESTION = "what is this?"
 
 
 @pytest.fixture(scope="module")
-def source(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make("mistral-window", tmp_path_factory.mktemp("checkpoint") / "tiny", checkpoint)
+def source(compiled: Callable[..., tuple[Path, Path]]) -> Path:
+    return compiled(tiny, "mistral-window")[0]
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
-def bundle(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(request: pytest.FixtureRequest, compiled: Callable[..., tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    _, neutral = compiled(tiny, "mistral-window", request.param)
     out = tmp_path_factory.mktemp(request.param) / "bundle"
-    recipes = [Recipe.of(methods.make("dart"), "7"), Recipe.of(methods.make("cls"), "5"), Recipe.of(methods.make("pool"), "4")]
-    compile_model(str(source), out, recipes, precision=request.param)
+    compress(neutral, out, [Recipe.of(methods.make("dart"), "7"), Recipe.of(methods.make("cls"), "5"), Recipe.of(methods.make("pool"), "4")])
     return Bundle.open(out)
+
+
+@pytest.fixture
+def exported(compiled: Callable[..., tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The export is the one that was made before: what is tried comes behind it."""
+    _, neutral = compiled(tiny, "mistral-window")
+    monkeypatch.setattr("edgecomp_export.export.export", lambda model, out, **_: Path(shutil.copytree(neutral, out)))
 
 
 def first_bad(checks: list[Check]) -> Check:
@@ -107,6 +114,7 @@ def test_compile_refuses_what_differs_and_writes_nothing(source: Path, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("exported")
 def test_a_plan_that_mixes_up_its_rows_is_refused(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgecomp.methods import base
     honest = base.gather
@@ -124,6 +132,7 @@ def test_a_chat_template_without_a_place_for_pictures_is_refused(source: Path, t
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.usefixtures("exported")
 def test_compile_verifies_from_the_command_line(source: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["compile", str(source), "-o", str(tmp_path / "bundle"), "--method", "dart", "--keep", "7"])
     assert done.exit_code == 0, done.output

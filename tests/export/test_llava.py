@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, LlavaForConditionalG
 
 from edgecomp import methods
 from edgecomp.compile import compile_model
-from edgecomp.compress import Recipe
+from edgecomp.compress import Recipe, compress
 from edgecomp_export.reference import Reference
 from edgecomp_export.verify import verify
 from edgecomp_runtime import Bundle, Session
@@ -50,10 +52,10 @@ def assert_same(folder: Path, session: Session, image: Any, question: str, atten
 
 
 @pytest.mark.parametrize("variant", tiny.VARIANTS)
-def test_every_shape_of_llava_says_what_hugging_face_says(variant: str, checkpoint: Path, tmp_path: Path) -> None:
-    folder = tiny.make(variant, tmp_path / "checkpoint", checkpoint, shard="100KB")
+def test_every_shape_of_llava_says_what_hugging_face_says(variant: str, compiled: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:
+    folder, neutral = compiled(tiny, variant)
     assert len(list(folder.glob("*.safetensors"))) > 1, "the checkpoint comes in shards"
-    compile_model(str(folder), tmp_path / "bundle", [Recipe.of(methods.make("dart"), "7")])
+    compress(neutral, tmp_path / "bundle", [Recipe.of(methods.make("dart"), "7")])
     bundle = Bundle.open(tmp_path / "bundle")
     attention = "eager" if "softcap" in variant else "sdpa"
     assert_same(folder, Session(bundle, plan="full"), PICTURE, QUESTION, attention)
@@ -61,14 +63,14 @@ def test_every_shape_of_llava_says_what_hugging_face_says(variant: str, checkpoi
     assert compressed.same and compressed.logits < TOLERANCE["fp32 logits"]
 
 
-def test_verification_sees_a_bundle_of_another_checkpoint(checkpoint: Path, demo: Path, tmp_path: Path) -> None:
-    folder = tiny.make("gqa-tied", tmp_path / "checkpoint", checkpoint)
-    compile_model(str(folder), tmp_path / "bundle", [])
+def test_verification_sees_a_bundle_of_another_checkpoint(compiled: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:
+    source, bundle = compiled(tiny, "gqa-tied")
+    folder = shutil.copytree(source, tmp_path / "checkpoint")
     model = LlavaForConditionalGeneration.from_pretrained(folder)
     with torch.no_grad():
         model.model.language_model.layers[1].mlp.down_proj.weight[0, 0] += 0.5
     model.save_pretrained(folder)
-    found, = verify(Session(Bundle.open(tmp_path / "bundle")), Reference(str(folder)), [(PICTURE, QUESTION)], most=10)
+    found, = verify(Session(Bundle.open(bundle)), Reference(str(folder)), [(PICTURE, QUESTION)], most=10)
     assert found.logits > 10 * TOLERANCE["fp32 logits"]
 
 
@@ -101,7 +103,6 @@ def test_two_pictures_in_one_prompt(demo: Path, checkpoint: Path, scenes: Path) 
 
 
 def test_compact_positions_equal_hugging_face_on_a_shorter_prompt(demo: Path, checkpoint: Path, scenes: Path, tmp_path: Path) -> None:
-    from edgecomp.compress import compress
     name, = compress(demo, tmp_path / "bundle", [Recipe.of(methods.make("cls"), "64", position="compact")])
     session = Session(Bundle.open(tmp_path / "bundle"), plan=name)
     found = verify(session, Reference(str(checkpoint)), [(scenes / "images/scene-03.jpg", "describe the image.")])

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from edgecomp import methods
-from edgecomp.compile import compile_model
 from edgecomp.dialects import lowering
 from edgecomp.ir.graphs import load, save
 from edgecomp.ir.rewrite import DOMAIN, nodes
@@ -26,33 +26,20 @@ from edgecomp_runtime.errors import EdgecompError
 
 TOLERANCE = 1e-4  # absolute, of visual tokens about one in size
 PICTURES = ("scene-03.jpg", "scene-17.jpg")
-MAKERS: dict[str, tuple[Any, str]] = {
-    "clip-last-layer": (tiny, "one-kv-head"), "siglip": (tiny, "siglip-full")}
+VARIANTS = {"clip-last-layer": "one-kv-head", "siglip": "siglip-full"}
 TOME = methods.make("tome")
 assert isinstance(TOME, ToMe)
 
-
-class Towers:
-    """Checkpoints and their neutral bundles, each made once: "clip" is the demonstration model's, "siglip" has no CLS row."""
-
-    def __init__(self, folder: Path, demonstration: Path, compiled: Path):
-        self.folder, self.demonstration = folder, demonstration
-        self.made: dict[str, tuple[Path, Bundle]] = {"clip": (demonstration, Bundle.open(compiled))}
-
-    def __call__(self, name: str) -> tuple[Path, Bundle]:
-        if name not in self.made:
-            checkpoint, out = self.folder / name, self.folder / f"{name}.bundle"
-            checkpoint.mkdir()
-            maker, variant = MAKERS[name]
-            maker.make(variant, checkpoint, self.demonstration)
-            compile_model(str(checkpoint), out, [])
-            self.made[name] = checkpoint, Bundle.open(out)
-        return self.made[name]
+Towers = Callable[[str], tuple[Path, Bundle]]
 
 
 @pytest.fixture(scope="module")
-def towers(checkpoint: Path, demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Towers:
-    return Towers(tmp_path_factory.mktemp("towers"), checkpoint, demo)
+def towers(checkpoint: Path, demo: Path, compiled: Callable[..., tuple[Path, Path]]) -> Towers:
+    """A tower's checkpoint and bundle: "clip" is the demonstration model's, "siglip" has no CLS row."""
+    def find(name: str) -> tuple[Path, Bundle]:
+        folder, bundle = (checkpoint, demo) if name == "clip" else compiled(tiny, VARIANTS[name])
+        return folder, Bundle.open(bundle)
+    return find
 
 
 def pixels_of(bundle: Bundle, scenes: Path) -> np.ndarray:

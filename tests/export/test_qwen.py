@@ -1,6 +1,7 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL against Hugging Face: pictures, towers with windows and deepstack, M-RoPE, whole answers."""
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -58,24 +59,21 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
-    """Makes and compiles a variant, once each."""
+def made(compiled: Callable[..., tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    """A variant's checkpoint, and its bundle with plans, made once each and verified layer by layer."""
     found: dict[str, Made] = {}
 
     def make(variant: str) -> Made:
         if variant not in found:
-            folder = tmp_path_factory.mktemp(variant)
-            tiny_qwen.make(variant, folder / "checkpoint", ROOT / "examples/scenes-llava")
-            arguments = ["compile", str(folder / "checkpoint"), "-o", str(folder / "bundle"), "--method", "dart", "--keep", "25%", "--context", "480"]
-            if size := tiny_qwen.VARIANTS[variant].size:
-                arguments += ["--image-size", f"{size[0]}x{size[1]}"]
-            result = CliRunner().invoke(main, arguments)
-            assert result.exit_code == 0, result.output
-            more = [Recipe.of(methods.make("dart"), "40%", position="compact")]
+            folder, neutral = compiled(tiny_qwen, variant, image_size=tiny_qwen.VARIANTS[variant].size)
+            recipes = [Recipe.of(methods.make("dart"), "25%"), Recipe.of(methods.make("dart"), "40%", position="compact")]
             if variant == "qwen3-wide-heads":  # pooled features of the deepstack, too
-                more.append(Recipe.of(methods.make("pool"), "4"))
-            compress(folder / "bundle", folder / "bundle", more)
-            found[variant] = Made(tiny_qwen.VARIANTS[variant], folder / "checkpoint", Bundle.open(folder / "bundle"))
+                recipes.append(Recipe.of(methods.make("pool"), "4"))
+            out = tmp_path_factory.mktemp(variant) / "bundle"
+            compress(neutral, out, recipes)
+            verified = CliRunner().invoke(main, ["verify", str(out)])
+            assert verified.exit_code == 0, verified.output
+            found[variant] = Made(tiny_qwen.VARIANTS[variant], folder, Bundle.open(out))
         return found[variant]
     return make
 
@@ -147,6 +145,7 @@ def test_fp16_stays_near_fp32(variant: str, tmp_path: Path) -> None:
     folder = tiny_qwen.make(variant, tmp_path / "checkpoint", ROOT / "examples/scenes-llava", torch.float16, scale=0.12)
     compile_model(str(folder), tmp_path / "bundle", [], precision="fp16", image_size=tiny_qwen.VARIANTS[variant].size, context=256)
     session = Session(Bundle.open(tmp_path / "bundle"))
+    assert session.bundle.manifest.decoder.context == 256
     same = 0
     for scene in SCENES[:2]:
         picture = np.asarray(Image.open(scene).resize(session.bundle.manifest.image.size[::-1]))
@@ -251,6 +250,21 @@ def test_sizes_that_cannot_be_are_refused(made: Callable[[str], Made], tmp_path:
         result = CliRunner().invoke(main, ["compile", str(folder), "-o", str(tmp_path / "bundle"), *arguments])
         assert result.exit_code == 1 and said in result.output and "Traceback" not in result.output
         assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_chosen_on_the_command_line_reaches_the_export(made: Callable[[str], Made], tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    it, asked = made("qwen2-sliding-tied"), dict[str, Any]()
+
+    def export(model: str, out: Path, *, say: Any, **choices: Any) -> Path:
+        asked.update(choices, model=model)
+        return Path(shutil.copytree(it.bundle.path, out))
+    monkeypatch.setattr("edgecomp_export.export.export", export)
+    result = CliRunner().invoke(main, ["compile", str(it.checkpoint), "-o", str(tmp_path / "bundle"), "--method", "dart", "--keep", "30%",
+                                       "--context", "480", "--image-size", "56x140", "--tiles", "4", "--max-images", "2", "--precision", "fp16"])
+    assert result.exit_code == 0, result.output
+    assert asked == {"model": str(it.checkpoint), "precision": "fp16", "context": 480, "image_size": (56, 140), "tiles": 4, "max_images": 2}
+    assert Bundle.open(tmp_path / "bundle").manifest.default_plan == "dart-3"
 
 
 def test_a_processor_that_is_not_the_towers_is_refused() -> None:

@@ -22,7 +22,6 @@ from exposed import Exposed, Seen, by_rule, follows
 from PIL import Image
 
 from edgecomp import methods
-from edgecomp.compile import compile_model
 from edgecomp.compress import Cut, Recipe, Stage, compress, plan_name, planned
 from edgecomp_export.families.base import Geometry
 from edgecomp_export.reference import Reference
@@ -56,15 +55,12 @@ def plan(*stages: str, compact: bool = False) -> Recipe:
 class Case:
     """A tiny checkpoint, the plans that are put into it, and the prompts that they are asked: one with a picture and one with two."""
     maker: ModuleType
-    variant: Any
+    variant: str
     plans: tuple[Recipe, ...]
     geometry: Geometry = field(default_factory=Geometry)
     twice: list[dict[str, Any]] = field(default_factory=lambda: TURNS)
 
 
-ROPE = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
-QWEN3 = tiny_qwen.Variant("qwen3_vl", (64, 160), {"num_hidden_layers": 4, "head_dim": 32, "rope_parameters": ROPE},
-                          {"deepstack_visual_indexes": [0, 2]}, tiny_qwen.SIXTEEN)
 CASES = {
     # CLIP with CLS, three decoder layers, grouped heads, tied: every method at each of its sites
     "llava": Case(tiny, "gqa-tied", (
@@ -101,7 +97,7 @@ CASES = {
         plan("stride 20 projector", "fastv 7 decoder:1", compact=True)),
         Geometry((168, 252))),
     # features go into the decoder behind layers 0 and 1: cuts before, between and after
-    "qwen3": Case(tiny_qwen, QWEN3, (
+    "qwen3": Case(tiny_qwen, "qwen3-wide-heads", (
         plan("cdpruner 4 projector"), plan("dart 4 decoder:1"), plan("fastv 4 decoder:2"), plan("pool 2 decoder:1"), plan("random 4 decoder:3"),
         plan("pyramiddrop 2 decoder:1"), plan("pool 5 projector", "fastv 3 decoder:1"), plan("dart 4 projector", compact=True),
         plan("stride 7 projector", "stride 5 projector", "sparsevlm 3 decoder:1"), plan("pool 2 decoder:1", compact=True),
@@ -160,20 +156,15 @@ class Recorded:
 class Made:
     """A case's checkpoint, bundle and oracle."""
 
-    def __init__(self, case: Case, folder: Path, source: Path):
+    def __init__(self, case: Case, checkpoint: Path, neutral: Path, folder: Path, scenes: Path):
         self.case = case
-        self.checkpoint = folder / "checkpoint"
-        self.checkpoint.mkdir()
-        case.maker.make(case.variant, self.checkpoint, source)
-        compile_model(str(self.checkpoint), folder / "bundle", [], image_size=case.geometry.image_size, tiles=case.geometry.tiles,
-                      context=256 if case.maker is tiny else 512)
-        compress(folder / "bundle", folder / "bundle", case.plans)
+        compress(neutral, folder / "bundle", case.plans)
         self.bundle = Bundle.open(folder / "bundle")
-        self.live = live.Live(Reference(str(self.checkpoint), "eager", case.geometry))
+        self.live = live.Live(Reference(str(checkpoint), "eager", case.geometry))
         (folder / "exposed").mkdir()
         self.exposed = Exposed(self.bundle, folder / "exposed")
         canvas = self.bundle.manifest.image.canvas
-        self.pictures = harness.pictures(canvas, source.parent / "scenes")
+        self.pictures = harness.pictures(canvas, scenes)
         if case.maker is tiny_qwen:  # which are made for exactly one size
             self.pictures = [picture.resize(canvas[::-1]) for picture in self.pictures]
 
@@ -195,13 +186,14 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+def made(compiled: Callable[..., tuple[Path, Path]], scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
     """Makes a case, once."""
     found: dict[str, Made] = {}
 
     def make(name: str) -> Made:
         if name not in found:
-            found[name] = Made(CASES[name], tmp_path_factory.mktemp(name.replace(" ", "-")), checkpoint)
+            case = CASES[name]
+            found[name] = Made(case, *compiled(case.maker, case.variant, **vars(case.geometry)), tmp_path_factory.mktemp(name), scenes)
         return found[name]
     return make
 

@@ -1,6 +1,7 @@
 """Idefics3, SmolVLM and InternVL against Hugging Face: tiles, their markers and budgets, through the whole bundle."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import Idefics3Config, InternVLConfig, SmolVLMConfig
 
 from edgecomp import methods
 from edgecomp.compile import compile_model
-from edgecomp.compress import Recipe
+from edgecomp.compress import Recipe, compress
 from edgecomp.methods import reference as rules
 from edgecomp.methods.base import Place
 from edgecomp_export.families.base import Family, Geometry
@@ -36,11 +37,11 @@ RECIPES = {"idefics3-2x2": [("dart", "33"), ("pool", "43")], "smolvlm-2x3": [("d
 class Made:
     """A tiny checkpoint and its bundle."""
 
-    def __init__(self, name: str, folder: Path, source: Path):
+    def __init__(self, name: str, compiled: Callable[..., tuple[Path, Path]], folder: Path):
         self.name, self.geometry = name, tiny.VARIANTS[name].geometry
-        self.checkpoint, self.bundle = tiny.make(name, folder / "checkpoint", source), folder / "bundle"
-        compile_model(str(self.checkpoint), self.bundle, [Recipe.of(methods.make(m), k) for m, k in RECIPES[name]],
-                      image_size=self.geometry.image_size, tiles=self.geometry.tiles)
+        self.checkpoint, neutral = compiled(tiny, name, **vars(self.geometry))
+        self.bundle = folder / "bundle"
+        compress(neutral, self.bundle, [Recipe.of(methods.make(m), k) for m, k in RECIPES[name]])
         self.reference = Reference(str(self.checkpoint), "eager", self.geometry)
 
     def session(self, plan: str = "full") -> Session:
@@ -48,8 +49,8 @@ class Made:
 
 
 @pytest.fixture(scope="module", params=RECIPES)
-def made(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return Made(request.param, tmp_path_factory.mktemp(request.param), checkpoint)
+def made(request: pytest.FixtureRequest, compiled: Callable[..., tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(request.param, compiled, tmp_path_factory.mktemp(request.param))
 
 
 def test_visual_tokens_and_answers_are_as_in_transformers(made: Made, scenes: Path) -> None:

@@ -162,14 +162,14 @@ def test_a_weight_beyond_fp16_is_refused_in_one_line(stored: str, value: float, 
 
 def test_an_export_that_meets_such_a_weight_leaves_nothing(tmp_path: Path, checkpoint: Path) -> None:
     import tiny
-    folder = tiny.make("gqa-tied", tmp_path / "model", checkpoint)
+    folder = tiny.make("scaled-rope", tmp_path / "model", checkpoint)
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder)
     with torch.no_grad():
-        model.model.language_model.layers[2].mlp.down_proj.weight[0, 0] = 1e5
+        model.model.language_model.layers[1].mlp.down_proj.weight[0, 0] = 1e5
     model.save_pretrained(folder)
     result = CliRunner().invoke(main, ["export", str(folder), "-o", str(tmp_path / "out"), "--precision", "fp16"])
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
-    assert result.stderr.splitlines()[-1] == ("edgecomp: the weight model.language_model.layers.2.mlp.down_proj.weight reaches 1e+05, "
+    assert result.stderr.splitlines()[-1] == ("edgecomp: the weight model.language_model.layers.1.mlp.down_proj.weight reaches 1e+05, "
                                               "and fp16 ends at 65504: use --precision fp32")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

@@ -64,7 +64,8 @@ VARIANTS = {
     "qwen2.5-ragged": Variant("qwen2_5_vl", (168, 252)),
     "qwen2.5-published": Variant("qwen2_5_vl", None, {"num_key_value_heads": 4}, processor={"min_pixels": 3136, "max_pixels": 25088},
                                  tied=True, published=True),
-    "qwen3-wide-heads": Variant("qwen3_vl", (64, 160), {"head_dim": 32, "rope_parameters": {
+    # two layers more than the deepstack goes into
+    "qwen3-wide-heads": Variant("qwen3_vl", (64, 160), {"num_hidden_layers": 4, "head_dim": 32, "rope_parameters": {
         "rope_type": "default", "rope_theta": 5e6, "mrope_section": [6, 5, 5], "mrope_interleaved": True}}, processor=SIXTEEN),
     "qwen3-tied-one-kv-head": Variant("qwen3_vl", (96, 64), {"head_dim": 16, "num_key_value_heads": 1, "attention_bias": True,
                                                             "num_hidden_layers": 3}, {"deepstack_visual_indexes": [0, 1, 2]}, SIXTEEN, tied=True),
@@ -77,9 +78,9 @@ def config(family: str, text: dict[str, Any] | None = None, vision: dict[str, An
     return CLASSES[family][0](**parts, tie_word_embeddings=tied, **IDS)
 
 
-def make(variant: str | Variant, folder: Path, tokenizer_from: Path, dtype: torch.dtype = torch.float32, scale: float = 0.2) -> Path:
+def make(variant: str, folder: Path, tokenizer_from: Path, dtype: torch.dtype = torch.float32, scale: float = 0.2) -> Path:
     """Writes a checkpoint with random weights (seed 0), the demonstration model's tokenizer and Qwen's chat template."""
-    chosen = VARIANTS[variant] if isinstance(variant, str) else variant
+    chosen = VARIANTS[variant]
     model = CLASSES[chosen.family][1](config(chosen.family, chosen.text, chosen.vision, chosen.tied))
     randomise(model, scale)
     write(model, tokenizer_with(tokenizer_from, SPECIAL, TEMPLATE), Qwen2VLImageProcessorPil(**chosen.processor), folder, dtype)
