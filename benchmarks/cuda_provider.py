@@ -1,6 +1,6 @@
 """Sessions on an NVIDIA GPU through onnxruntime's CUDA provider: the same answers as on the CPU, and nothing allocated a token.
 
-    python benchmarks/cuda.py BUNDLE      (a bundle in fp16; needs onnxruntime-gpu and cuda-python, and a GPU)
+    python benchmarks/cuda_provider.py BUNDLE      (a bundle in fp16; needs onnxruntime-gpu and cuda-python, and a GPU)
 
 Plans that were lowered for TensorRT run here too, in ONNX's own operators: what their engines are fed and bound to, without TensorRT.
 """
@@ -56,7 +56,7 @@ if __name__ == "__main__":
                          f"{np.mean(found.argmax(1) == expected.argmax(1)):.0%}", *(f"{median(getattr(r, name) for r in runs):.1f}" for name in (
                              "vision_ms", "prefill_ms", "per_token_ms")), free[0] - free[1]])
             print(*rows[-1], flush=True)
-    write("cuda.md", "Sessions through onnxruntime's CUDA provider", "python benchmarks/cuda.py BUNDLE",
+    write("cuda_provider.md", "Sessions through onnxruntime's CUDA provider", "python benchmarks/cuda_provider.py BUNDLE",
           f"{torch.cuda.get_device_name()}, the demonstration model in fp16; logits of 27 steps against onnxruntime's CPU provider, too in fp16. "
           "TensorRT has no part in it.\n",
           markdown(["plan", "dialect", "logits differ at most", "same token", "vision ms", "prefill ms", "ms a token", "bytes taken"], rows))
