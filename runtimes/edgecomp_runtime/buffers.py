@@ -72,7 +72,8 @@ class HostMemory:
         self.view(region)[...] = array
 
     def read(self, region: Region) -> NDArray[Any]:
-        return self.view(region).copy()
+        found: NDArray[Any] = self.view(region).copy()
+        return found
 
     def on_host(self, region: Region) -> int:
         return region.address

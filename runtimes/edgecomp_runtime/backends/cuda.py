@@ -55,7 +55,8 @@ class CudaMemory:
         twin = self.on_host(region)
         checked(cudart.cudaMemcpyAsync(twin, region.address, region.nbytes, cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost, self.stream))
         checked(cudart.cudaStreamSynchronize(self.stream))
-        return _view(twin, region).copy()
+        found: NDArray[Any] = _view(twin, region).copy()
+        return found
 
     def store(self, rows: Region, cache: Region, at: int) -> None:
         row = rows.nbytes // (rows.shape[0] * rows.shape[1] * rows.shape[2])
