@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import sys
 from collections import Counter
@@ -41,6 +42,16 @@ class Gpu:
 
 
 @dataclass(frozen=True)
+class Cpu:
+    """A CPU that bundles run on by themselves. `vector`: its widest instructions, as 'AVX2' or 'NEON'."""
+    chip: str
+    architecture: str
+    cores: int
+    vector: str
+    clock_mhz: float | None = None
+
+
+@dataclass(frozen=True)
 class Memory:
     """`unified`: one memory for CPU and GPU. `usable_gib`: what the system reports as the total (MemTotal, nvidia-smi).
 
@@ -56,7 +67,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Peaks:
-    """Dense peaks, never sparse, of the GPU alone. `fp16_tflops` accumulates in fp32, `fp16_acc16_tflops` in fp16."""
+    """Dense peaks, never sparse, of the GPU alone, or of all cores of a CPU. `fp16_tflops` accumulates in fp32, `fp16_acc16_tflops` in fp16."""
     fp32_tflops: float | None = None
     fp16_tflops: float | None = None
     fp16_acc16_tflops: float | None = None
@@ -95,7 +106,7 @@ class Sources:
     """
     spec: tuple[str, ...]
     peaks: tuple[str, ...]
-    power: tuple[str, ...]
+    power: tuple[str, ...] = ()
     usable_memory: tuple[str, ...] = ()
     software: tuple[str, ...] = ()
     uncertain: tuple[str, ...] = ()
@@ -104,15 +115,16 @@ class Sources:
 
 @dataclass(frozen=True)
 class Device:
-    """One device. `power_watts` is the card's TDP or the module's maximum."""
+    """One device: a GPU with what belongs to it, or a CPU. `power_watts` is the card's TDP or the module's maximum."""
     id: str
     name: str
     family: str
-    power_watts: float
-    gpu: Gpu
     memory: Memory
     peaks: Peaks
     sources: Sources
+    power_watts: float | None = None
+    gpu: Gpu | None = None
+    cpu: Cpu | None = None
     power_modes: tuple[PowerMode, ...] = ()
     software: tuple[Software, ...] = ()
     notes: tuple[str, ...] = ()
@@ -120,6 +132,11 @@ class Device:
     def numbers(self) -> dict[str, float]:
         """Every number that the profile has, by its dotted name."""
         return dict(_numbers(dataclasses.asdict(self), ""))
+
+    @property
+    def compute_capability(self) -> str:
+        """Of the GPU, as '8.7'; '' where there is none."""
+        return self.gpu.compute_capability if self.gpu else ""
 
     def is_uncertain(self, name: str) -> bool:
         """Whether the number of that dotted name is an estimate or disputed."""
@@ -138,8 +155,8 @@ def names(folders: Sequence[Path] | None = None) -> list[str]:
 
 
 def load(name: str, folders: Sequence[Path] | None = None) -> Device:
-    """The profile of that id, from the first of the folders that has it (default: edgecomp's own). Where only one id goes on behind a name,
-    as `rtx-3060-12gb` does behind `rtx-3060`, the name is enough.
+    """The profile of that id, from the first of the folders that has it (default: the user's, EDGECOMP_PROFILES, then edgecomp's own); or of that
+    file, where the name ends in .toml. Where only one id goes on behind a name, as `rtx-3060-12gb` does behind `rtx-3060`, the name is enough.
 
     Raises UnknownNameError where there is none, EdgecompError where it cannot be read or does not hold together.
     """
@@ -147,6 +164,8 @@ def load(name: str, folders: Sequence[Path] | None = None) -> Device:
     longer = [known for known in files if known.startswith(f"{name}-")]
     if name not in files and len(longer) == 1:
         name, = longer
+    if name.endswith(".toml"):
+        files[name] = Path(name)
     if name not in files:
         raise UnknownNameError("device", name, files)
     path = files[name]
@@ -162,7 +181,8 @@ def load(name: str, folders: Sequence[Path] | None = None) -> Device:
 
 
 def _files(folders: Sequence[Path] | None) -> dict[str, Path]:
-    searched = [profile_folder()] if folders is None else folders
+    own = [Path(folder) for folder in [os.environ.get("EDGECOMP_PROFILES")] if folder]
+    searched = [*own, profile_folder()] if folders is None else folders
     return {path.stem: path for folder in reversed(searched) for path in Path(folder).glob("*.toml")}
 
 
@@ -182,8 +202,12 @@ def _problems(device: Device, path: Path) -> Iterator[str]:
     """What the types cannot say."""
     if device.id != path.stem:
         yield f"id is {device.id!r}, but the file is named {path.stem!r}: they must be the same"
-    if not re.fullmatch(r"\d+\.\d", device.gpu.compute_capability):
+    if (device.gpu is None) == (device.cpu is None):
+        yield "a device has either a table gpu or a table cpu"
+    if device.gpu and not re.fullmatch(r"\d+\.\d", device.gpu.compute_capability):
         yield f"gpu: compute_capability: {device.gpu.compute_capability!r} is not of the form '8.7'"
+    if device.gpu and device.power_watts is None:
+        yield "power_watts is missing: the card's TDP or the module's maximum"
     if repeated := [name for name, count in Counter(mode.name for mode in device.power_modes).items() if count > 1]:
         yield f"power_modes: {repeated[0]!r} is there more than once: give each mode its own name"
     numbers = device.numbers()
@@ -192,7 +216,7 @@ def _problems(device: Device, path: Path) -> Iterator[str]:
             yield f"{name} is {value}: a positive number is expected; leave out what is not known"
     if (device.memory.usable_gib or 0) > device.memory.total_gib:
         yield f"memory.usable_gib {device.memory.usable_gib} is more than total_gib {device.memory.total_gib}"
-    for field in ("spec", "peaks", "power"):
+    for field in ("spec", "peaks", *(("power",) if device.power_watts else ())):
         if not any(line.strip() for line in getattr(device.sources, field)):
             yield f"sources: {field} is empty: say where the numbers are from"
     for field in ("uncertain", "derived"):

@@ -21,7 +21,7 @@ class Need:
 def needs(device: Device) -> list[Need]:
     """What it takes to build for a device and to run there, in the order in which a person would see to it."""
     found = [_builds(device), *_releases(device)]
-    gpu, capability = at_hand(), device.gpu.compute_capability
+    gpu, capability = at_hand(), device.compute_capability
     if not gpu:
         said = "no NVIDIA GPU with a driver and cuda-python here: engines can be built, where that says yes, and run on the device"
     elif gpu != capability:

@@ -34,8 +34,10 @@ def toolchain(device: Device, backend: str | None = None) -> Toolchain:
     Raises:
         EdgecompError: no TensorRT here builds for that device; the message says what does.
     """
-    known, capability = device.gpu.compute_capability in RTX_CAPABILITIES, device.gpu.compute_capability
+    known, capability = device.compute_capability in RTX_CAPABILITIES, device.compute_capability
     jetson = device.family == "Jetson"
+    if not capability:
+        raise EdgecompError(f"{device.id} has no NVIDIA GPU, so there are no engines for it: bundles run there as they are, on ONNX Runtime")
     if backend is not None and backend not in PACKAGES:
         raise UnknownNameError("backend", backend, PACKAGES)
     if jetson and platform.machine() != "aarch64":

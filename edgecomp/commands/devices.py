@@ -11,16 +11,27 @@ from edgecomp.devices import Device
 
 COLUMNS = ("device", "memory GiB", "GB/s", "fp16 TFLOPS", "int8 TOPS", "compute capability")
 # table of a profile -> the sources that it rests on
-SOURCES = {"gpu": ("spec",), "memory": ("spec", "usable_memory"), "peaks": ("peaks",), "power": ("power",),
+SOURCES = {"gpu": ("spec",), "cpu": ("spec",), "memory": ("spec", "usable_memory"), "peaks": ("peaks",), "power": ("power",),
            "software": ("software",)}
 
 
 @click.command("devices")
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(name: str | None, as_json: bool) -> None:
-    """List the known devices, or show all that is known about the device NAME and where it is from."""
-    if name:
+@click.option("--detect", is_flag=True, help="Print a profile of this machine's CPU; takes seconds, for it measures.")
+def command(name: str | None, as_json: bool, detect: bool) -> None:
+    """List the known devices, or show all that is known about the device NAME and where it is from.
+
+    A profile of your own is a TOML file: name it wherever a device is asked for, or put it into the folder EDGECOMP_PROFILES.
+    """
+    if detect:
+        if name:
+            raise click.UsageError(f"--detect looks at this machine: leave out {name}")
+        from edgecomp.detect import detect as look
+        from edgecomp.detect import to_toml
+        found = look()
+        click.echo(_json(dataclasses.asdict(found)) if as_json else to_toml(found), nl=as_json)
+    elif name:
         device = devices.load(name)
         click.echo(_json(dataclasses.asdict(device)) if as_json else _everything(device))
     else:
@@ -44,7 +55,7 @@ def _table(known: list[Device]) -> str:
 def _row(device: Device) -> tuple[str, ...]:
     fp16 = "peaks.fp16_tflops" if device.peaks.fp16_tflops else "peaks.fp16_acc16_tflops"
     cells = [_cell(device, name) for name in ("memory.total_gib", "memory.bandwidth_gb_per_s", fp16, "peaks.int8_tops")]
-    return (device.id, *cells, device.gpu.compute_capability)
+    return (device.id, *cells, device.compute_capability or "- ")
 
 
 def _cell(device: Device, name: str) -> str:
@@ -55,17 +66,17 @@ def _cell(device: Device, name: str) -> str:
 def _everything(device: Device) -> str:
     data = dataclasses.asdict(device)
     lines = [f"{device.name} ({device.id}, {device.family})"]
-    for table in ("gpu", "memory", "peaks"):
+    for table in ("gpu" if device.gpu else "cpu", "memory", "peaks"):
         lines += ["", f"{table} (dense)" if table == "peaks" else table]
         lines += [f"  {field:20}{_value(device, f'{table}.{field}', value)}" for field, value in data[table].items()
                   if value is not None]
         lines += _sources(device, table)
-    lines += ["", "power", f"  {'power_watts':20}{_value(device, 'power_watts', device.power_watts)}"]
+    lines += ["", "power", f"  {'power_watts':20}{_value(device, 'power_watts', device.power_watts)}"] if device.power_watts else []
     for mode in device.power_modes:
         numbers = ", ".join(f"{field} {_value(device, f'power_modes.{mode.name}.{field}', getattr(mode, field))}"
                             for field in ("watts", "sm_count", "clock_mhz", "bandwidth_gb_per_s") if getattr(mode, field))
         lines.append(f"  {mode.name + (' (default)' if mode.default else ''):20}{numbers}".rstrip())
-    lines += _sources(device, "power")
+    lines += _sources(device, "power") if device.power_watts else []
     if device.software:
         lines += ["", "software"]
         lines += [f"  {each.release:20}CUDA {each.cuda}, TensorRT {each.tensorrt}{f', L4T {each.l4t}' if each.l4t else ''}"

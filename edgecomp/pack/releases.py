@@ -32,7 +32,7 @@ class Release:
 
     def toolchain(self, device: Device) -> Toolchain:
         """What will build on the board."""
-        return Toolchain(BACKEND, BACKEND, self.software.tensorrt, device.gpu.compute_capability)
+        return Toolchain(BACKEND, BACKEND, self.software.tensorrt, device.compute_capability)
 
 
 def releases(device: Device) -> list[Release]:

@@ -31,6 +31,9 @@ def build(kind: Any, value: Any, where: str) -> Any:
     elif origin is dict and isinstance(value, dict):
         return {k: build(arguments[1], v, f"{where}: {k}") for k, v in value.items()}
     elif origin in (types.UnionType, typing.Union):
+        tables = [option for option in arguments if dataclasses.is_dataclass(option)]
+        if isinstance(value, dict) and len(tables) == 1:
+            return build(tables[0], value, where)  # so that what is off in it is named
         for option in arguments:
             try:
                 return build(option, value, where)

@@ -4,14 +4,19 @@ The figures here are from NVIDIA's data sheets and architecture whitepapers, not
 """
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 
+import psutil
 import pytest
+import tomllib
 from click.testing import CliRunner
 
 from edgecomp import devices
 from edgecomp.cli import main
+from edgecomp.detect import to_toml
 from edgecomp_runtime.errors import EdgecompError, UnknownNameError
 
 # id -> compute capability, SMs, GiB, GB/s
@@ -57,13 +62,16 @@ CUDA_CORES_PER_SM = {"7.2": 64, "7.5": 64, "8.0": 64}   # 128 elsewhere
 ORINS = [name for name in devices.names() if "orin" in name]
 
 
+GPUS = [name for name in devices.names() if not name.startswith("cpu-")]
+
+
 @pytest.fixture(params=devices.names())
 def device(request: pytest.FixtureRequest) -> devices.Device:
     return devices.load(request.param)
 
 
 def test_there_are_profiles_of_every_tier() -> None:
-    assert len(devices.names()) >= 56 and set(PUBLISHED) | set(PUBLISHED_PEAKS) <= set(devices.names())
+    assert len(GPUS) >= 56 and set(PUBLISHED) | set(PUBLISHED_PEAKS) <= set(devices.names())
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -79,7 +87,9 @@ def test_peaks_are_the_published_dense_ones(name: str, peak: str) -> None:
     assert getattr(devices.load(name).peaks, peak) == pytest.approx(PUBLISHED_PEAKS[name][peak], rel=0.025)
 
 
-def test_derived_peaks_follow_from_sms_and_clock(device: devices.Device) -> None:
+@pytest.mark.parametrize("name", GPUS)
+def test_derived_peaks_follow_from_sms_and_clock(name: str) -> None:
+    device = devices.load(name)
     gpu, peaks = device.gpu, device.peaks
     assert gpu.cuda_cores == gpu.sm_count * CUDA_CORES_PER_SM.get(gpu.compute_capability, 128)
     assert peaks.fp32_tflops == pytest.approx(2 * gpu.cuda_cores * gpu.clock_mhz / 1e6, rel=0.03)
@@ -98,8 +108,15 @@ def test_derived_peaks_follow_from_sms_and_clock(device: devices.Device) -> None
         assert peaks.bf16_tflops == peaks.fp16_tflops
 
 
+@pytest.mark.parametrize(("name", "a_cycle"), [("cpu-x86-8-cores", 32), ("cpu-arm-cortex-a76-4-cores", 16)])
+def test_a_cpus_peak_follows_from_cores_and_clock(name: str, a_cycle: int) -> None:
+    cpu, peaks = devices.load(name).cpu, devices.load(name).peaks
+    assert cpu is not None and cpu.clock_mhz is not None
+    assert peaks.fp32_tflops == pytest.approx(cpu.cores * cpu.clock_mhz * a_cycle / 1e6)
+
+
 def test_every_number_has_a_source(device: devices.Device) -> None:
-    assert device.sources.spec and device.sources.peaks and device.sources.power
+    assert device.sources.spec and device.sources.peaks and bool(device.sources.power) == (device.power_watts is not None)
     assert bool(device.sources.usable_memory) == (device.memory.usable_gib is not None)
     assert bool(device.sources.software) == bool(device.software)
 
@@ -225,3 +242,48 @@ def test_command_prints_json() -> None:
 def test_command_leaves_a_wrong_name_to_the_group() -> None:
     result = CliRunner().invoke(main, ["devices", "rtx-409"])
     assert result.exit_code == 1 and "rtx-409" in result.stderr and "did you mean" in result.stderr
+
+
+# profiles of one's own
+
+def test_a_profile_is_written_as_it_is_read(device: devices.Device, tmp_path: Path) -> None:
+    (tmp_path / f"{device.id}.toml").write_text(to_toml(device))
+    assert devices.load(str(tmp_path / f"{device.id}.toml")) == device
+
+
+def test_a_folder_of_ones_own_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = dataclasses.replace(devices.load("rtx-4090"), name="mine")
+    (tmp_path / "rtx-4090.toml").write_text(to_toml(mine))
+    (tmp_path / "bench.toml").write_text(to_toml(dataclasses.replace(mine, id="bench")))
+    monkeypatch.setenv("EDGECOMP_PROFILES", str(tmp_path))
+    assert devices.load("rtx-4090").name == "mine" and "bench" in devices.names() and "rtx-4080" in devices.names()
+
+
+def test_this_machine_is_detected(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["devices", "--detect"])
+    assert result.exit_code == 0
+    name = tomllib.loads(result.stdout)["id"]
+    (tmp_path / f"{name}.toml").write_text(result.stdout)
+    found = devices.load(str(tmp_path / f"{name}.toml"))
+    assert found.cpu is not None and found.gpu is None and found.cpu.cores == len(os.sched_getaffinity(0))
+    assert found.memory.total_gib == pytest.approx(psutil.virtual_memory().total / 2**30, abs=0.01)
+    assert 0.5 < found.memory.bandwidth_gb_per_s < 2000 and 0.001 < (found.peaks.fp32_tflops or 0) < 100
+    refused = CliRunner().invoke(main, ["devices", "--detect", "rtx-4090"])
+    assert refused.exit_code == 2 and "leave out rtx-4090" in refused.stderr
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("", "missing field"), ("[gpu", "not a readable TOML file"),
+    (to_toml(dataclasses.replace(devices.load("rtx-4090"), id="own", gpu=None)), "either a table gpu or a table cpu"),
+    (to_toml(dataclasses.replace(devices.load("rtx-4090"), id="own", power_watts=None)), "power_watts is missing")])
+def test_a_file_that_is_no_profile_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "own.toml").write_text(text)
+    result = CliRunner().invoke(main, ["devices", str(tmp_path / "own.toml")])
+    assert result.exit_code == 1 and said in result.stderr and len(result.stderr.splitlines()) == 1
+    missing = CliRunner().invoke(main, ["devices", str(tmp_path / "none.toml")])
+    assert missing.exit_code == 1 and "none.toml" in missing.stderr and len(missing.stderr.splitlines()) == 1
+
+
+def test_a_cpu_has_no_engines() -> None:
+    result = CliRunner().invoke(main, ["doctor", "--device", "cpu-x86-8-cores"])
+    assert "no   build its engines here: cpu-x86-8-cores has no NVIDIA GPU, so there are no engines for it" in result.stdout
