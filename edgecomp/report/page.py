@@ -158,7 +158,7 @@ def chart(marks: Sequence[Mark], axis: str, width: int, height: int) -> Facts | 
     rates = [m.values("accuracy", "all") for m, _, _ in shown]
     across = ticks(0 if min(lefts) < 0.25 * max(rights) else min(lefts), max(rights))
     up = ticks(min(map(min, rates)), max(map(max, rates)))
-    left, right, top, bottom = 44, width - 12, 12, height - 44
+    left, right, top, bottom = 44, width - 26, 28, height - 44
 
     def at_x(value: float) -> float:
         return round(left + (value - across[0]) / (across[-1] - across[0]) * (right - left), 1)
