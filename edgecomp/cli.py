@@ -22,6 +22,7 @@ COMMANDS = {
     "sweep": ("edgecomp.commands.sweep", "Measure every combination of method, budget and site."),
     "build": ("edgecomp.commands.build", "TensorRT engines for a device."),
     "pack": ("edgecomp.commands.pack", "An archive that builds a bundle's engines on a Jetson."),
+    "predict": ("edgecomp.commands.predict", "Latency and memory on a device, before anything is built."),
     "inspect": ("edgecomp.commands.inspect", "What is in a bundle: plans, graphs, sizes, cache."),
     "export": ("edgecomp.commands.export", "Checkpoint to neutral bundle, uncompressed."),
     "compress": ("edgecomp.commands.compress", "Add budgets to a bundle; weights are shared."),

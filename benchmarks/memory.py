@@ -1,0 +1,72 @@
+"""Memory under onnxruntime on the CPU: what is predicted from a bundle's graphs beside what is measured.
+
+    python benchmarks/memory.py              (about 4 minutes on 2 cores)
+
+Bundles of sites.py, two in fp16 where they are there (`edgecomp compile --precision fp16`), and a model of a few hundred kilobytes, which
+shows what the process takes without a model. Every plan answers eight times in a process of its own, whose peak resident memory the
+kernel gives (VmHWM).
+"""
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+
+from choosing import PICTURE
+from common import CHECKPOINT, RESULTS, WORK, markdown
+
+from edgecomp.compile import compile_model
+from edgecomp.doctor import machine
+from edgecomp.measure import Spec, measure
+from edgecomp.predict.memory import memory_of
+from edgecomp_runtime import Bundle
+
+PROMPT = "describe the image. where is the star? what number is written? what color is the ring?"
+ANSWERS, TOKENS, MIB = 8, 17, 2**20
+BUNDLES = {"tiny": "memory-tiny", "demonstration model": "sites-demo", "SmolVLM-256M's size": "sites-smol", "demonstration model, fp16": "demo-fp16",
+           "SmolVLM-256M, fp16": "smolvlm-256m-fp16"}
+
+
+def tiny() -> None:
+    """A LLaVA with two layers, the demonstration model's tokenizer and pictures of 70 pixels."""
+    out, folder = WORK / "memory-tiny", WORK / "memory-tiny-checkpoint"
+    if out.exists():
+        return
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=70, patch_size=14)
+    text = LlamaConfig(vocab_size=411, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=3)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(CHECKPOINT / name, folder)
+    settings = json.loads((CHECKPOINT / "processor_config.json").read_text())
+    settings["image_processor"] |= {"size": {"shortest_edge": 70}, "crop_size": 70}
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    compile_model(str(folder), out, [], say=print)
+
+
+if __name__ == "__main__":
+    tiny()
+    rows: list[list[object]] = []
+    parts: list[list[object]] = []
+    for title, name in BUNDLES.items():
+        if not (WORK / name).exists():
+            print(f"left out: {name} is not there")
+            continue
+        opened = Bundle.open(WORK / name)
+        for plan in opened.manifest.plans:
+            measured = measure(Spec(str(opened.path), plan, str(PICTURE), PROMPT, ANSWERS - 1, TOKENS))
+            text_rows = measured["latency"]["prompt_rows"] - opened.manifest.plans[plan].visual_tokens
+            predicted, peak = memory_of(opened, plan, text_rows=text_rows, new_tokens=TOKENS), measured["peak_bytes"]
+            total = sum(predicted.values())
+            rows.append([title, plan, f"{total / MIB:.0f}", f"{peak / MIB:.0f}", f"{100 * (total / peak - 1):+.1f} %"])
+            parts.append([title, plan, *(f"{size / MIB:.1f}" for size in predicted.values())])
+            print(*rows[-1], flush=True)
+    text = "\n".join([
+        "# Memory, predicted and measured\n",
+        f"`python benchmarks/memory.py` on {machine()['cpu']}, Python {platform.python_version()}. Peak resident memory under onnxruntime on the "
+        "CPU, one picture and a question. `predicted` is computed from a bundle's graphs and manifest and from constants that were measured on this machine, "
+        "three of them fitted to bundles of this table (`edgecomp/predict/memory.py` says which); `measured` is the kernel's peak.\n",
+        markdown(["model", "plan", "predicted MiB", f"measured MiB ({measured['meter']})", "error"], rows),
+        "## The parts, MiB, all predicted\n", markdown(["model", "plan", *predicted], parts)])
+    (RESULTS / "memory.md").write_text(text, encoding="utf-8")
+    print(text)

@@ -1,0 +1,140 @@
+"""How much of a device's peaks a kernel path reaches: the form of a phase's time, and constants that were fitted to published measurements.
+
+A phase takes the sum of its terms, each an ideal time (or a count of layers) times a constant: the reciprocal of an efficiency, or seconds.
+
+    decode    bytes / bandwidth, layers, and for batches what the further sequences compute
+    prefill   operations / peak, recurrent operations / fp32 peak by kind, weights / bandwidth, layers
+    vision    operations / peak, layers
+
+The log of a constant is a sum of effects that were fitted together, each leaning towards nothing: of the phase, of the precision that is
+computed in, of the engine and weight format, of the device's family, of the device, and of that engine and format on that device. A path
+that nobody measured has the sum without what is not known of it. `efficiencies.json` has the effects; `python -m benchmarks.predict --fit`
+writes it.
+"""
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgecomp.devices import Device
+from edgecomp.predict.work import FORMATS, Work
+from edgecomp_runtime.errors import EdgecompError, UnknownNameError
+
+TABLE = Path(__file__).parent / "efficiencies.json"
+TERMS = {"decode": ("bytes", "layers", "batch"), "prefill": ("compute", "delta", "mamba", "bytes", "layers"), "vision": ("compute", "layers")}
+# edgecomp's own engines, which nobody has published measurements of, and whose constants stand in for theirs (its own name: nobody's)
+KIN = {"TensorRT": "TensorRT Edge-LLM", "TensorRT for RTX": "TensorRT Edge-LLM", "onnxruntime": "onnxruntime"}
+# engines that add up fp16 products in fp16, as their measurements say
+ACCUMULATE_IN_FP16 = {"TinyChat 1.x", "TinyChat 2.0", "MLC", "ExLlama v2"}
+# precision: where else its products run on a device that lacks it
+PLAIN = ("fp16", "fp16_acc16", "fp32")
+INSTEAD = {"fp16_acc16": ("fp16", "fp32"), "fp4": ("fp8", *PLAIN), "fp8": PLAIN, "int8": PLAIN, "fp16": PLAIN[1:], "fp32": ()}
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Fitted constants of one path: by term, what they rest on, and half the width of the 90 % interval of log time.
+
+    known: 'path' (this device, engine and format were measured), 'device' (it was with others), 'engine' (it was on other devices) or 'neither'.
+    of: the same in words. rows: measurements of the path, or of the nearest thing to it.
+    """
+    known: str
+    of: str
+    values: dict[str, float]
+    rows: int
+    spread: float
+
+
+def peak(device: Device, precision: str) -> float:
+    """Operations a second of that precision, or of what takes its place where the device has none. Raises EdgecompError without any."""
+    for name in (precision, *INSTEAD[precision]):
+        value = getattr(device.peaks, f"{name}_tops" if name == "int8" else f"{name}_tflops")
+        if value:
+            return float(value) * 1e12
+    raise EdgecompError(f"the profile of {device.id} has no peak for {precision}: add peaks.{precision}_tflops to it")
+
+
+def precision_of(engine: str, precision: str) -> str:
+    """What an engine computes a precision's products in: some add up fp16 products in fp16, at twice the rate on GeForce cards."""
+    return "fp16_acc16" if precision == "fp16" and engine in ACCUMULATE_IN_FP16 else precision
+
+
+def terms(work: Work, device: Device, phase: str, engine: str, batch: int = 1) -> dict[str, float]:
+    """The ideal times in seconds, and the layers, of a phase on a device."""
+    bandwidth = device.memory.bandwidth_gb_per_s * 1e9
+    compute = sum(count / peak(device, precision_of(engine, precision)) for precision, count in work.flops.items() if ":" not in precision)
+    if phase == "decode":
+        moved = work.weight_bytes + work.cache_read_bytes + work.cache_write_bytes
+        return {"bytes": moved / bandwidth, "layers": float(work.layers), "batch": compute * (1 - 1 / batch)}
+    if phase == "vision":
+        return {"compute": compute, "layers": float(work.layers)}
+    recurrent = {kind: work.flops.get(f"fp32:{kind}", 0.0) / peak(device, "fp32") for kind in ("delta", "mamba")}
+    return {"compute": compute, **recurrent, "bytes": work.weight_bytes / bandwidth, "layers": float(work.layers)}
+
+
+def seconds(constants: dict[str, float], ideal: dict[str, float]) -> float:
+    """The time of a phase."""
+    return sum(constants[name] * value for name, value in ideal.items())
+
+
+def family(device: Device) -> str:
+    """Devices that lean on one another: one architecture, with memory of its own or shared with the CPU."""
+    if device.gpu is None:
+        return "CPU"
+    return f"{device.gpu.architecture}, {'unified' if device.memory.unified else 'discrete'} memory"
+
+
+def effects(device: Device, engine: str, weights: str) -> dict[str, str]:
+    """The key of each effect that a path's constants have."""
+    return {"phase": "all", "precision": precision_of(engine, FORMATS[weights].compute), "engine": f"{engine} | {weights}",
+            "family": family(device), "device": device.id, "path": f"{engine} | {weights} | {device.id}"}
+
+
+def known(found: Mapping[str, bool]) -> str:
+    """How much of a path was measured, from which of its effects there are."""
+    return "path" if found["path"] else "device" if found["device"] else "engine" if found["engine"] else "neither"
+
+
+@functools.cache
+def table() -> dict[str, Any]:
+    """The fitted constants as they are stored."""
+    data: dict[str, Any] = json.loads(TABLE.read_text(encoding="utf-8"))
+    return data
+
+
+def engines() -> list[str]:
+    """Engines whose measurements were fitted, and those that lean on them."""
+    return sorted({*table()["engines"], *KIN})
+
+
+def stored(engine: str, weights: str) -> str:
+    """The format that an engine has for weights of so many bits: llama.cpp's 'q4_0' for 'int4'. Itself, where none was measured."""
+    have = table()["engines"].get(KIN.get(engine, engine), [])
+    near = [name for name in have if int(FORMATS[name].bits) == int(FORMATS[weights].bits)]
+    return weights if weights in have or not near else near[0]
+
+
+def constants(phase: str, device: Device, engine: str, weights: str) -> Constants:
+    """The constants of a path. Raises UnknownNameError for an engine that is not in the table."""
+    if engine not in engines():
+        raise UnknownNameError("engine", engine, engines())
+    measured = KIN.get(engine, engine)
+    entries = table()["effects"][phase]
+    keys = effects(device, measured, weights)
+    found = {effect: entries[effect][key] for effect, key in keys.items() if key in entries[effect]}
+    how = known({effect: effect in found for effect in keys})
+    sums = [sum(values) for values in zip(*(entry["log"] for entry in found.values()), strict=True)]
+    nearest = {"path": "path", "device": "device", "engine": "engine", "neither": "phase"}[how]
+    words = {"path": f"{measured}, {weights}, on {device.id}", "device": f"pooled: {device.id} with other engines or formats",
+             "engine": f"pooled: {measured}, {weights}, on other devices, and {keys['family']}",
+             "neither": f"pooled: {keys['family']}" if device.gpu else "pooled: GPUs, for no CPU was measured"}[how]
+    if measured != engine and how in ("path", "engine"):
+        words = f"pooled: {words.removeprefix('pooled: ')}, in place of {engine}"
+        how = "device" if how == "path" else "neither"  # another engine's measurements tell less
+    return Constants(how, words, dict(zip(TERMS[phase], map(math.exp, sums), strict=True)), found[nearest]["rows"],
+                     float(table()["spread"][phase][how]))
