@@ -30,7 +30,7 @@ NODE_BYTES = 6 * 1024
 # onnxruntime computes fp16 on a CPU in fp32. Weights are widened when they are loaded, and a share of that is left behind in the heap in
 # pieces, but of tensors above glibc's largest threshold for memory of their own (mallopt(3)): fitted to the two fp16 bundles of the table.
 WIDENED, WIDENED_LEFT, HEAP_BELOW = 2, 0.18, 32 * MIB
-WIDENED_ACTIVATIONS = 3  # a value in fp16 and its copy in fp32
+WIDENED_ACTIVATIONS = 3  # a value in fp16 and its copy in fp32: of the two fp16 bundles' measurements, too
 # What a vision graph worked in goes back to the heap after each picture; so much of it stays there at most beside the next one's: fitted to the
 # uncut fp32 bundles of the table.
 VISION_LEFT = 10 * MIB
