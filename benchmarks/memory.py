@@ -2,9 +2,9 @@
 
     python benchmarks/memory.py              (about 8 minutes on 2 cores)
 
-Bundles of sites.py, choosing.py and large.py, two in fp16 (`edgecomp compile --precision fp16`), as far as they are there, and a model of a few hundred kilobytes, which
-shows what the process takes without a model. Every plan answers eight times in a process of its own, whose peak resident memory the
-kernel gives (VmHWM).
+Bundles of sites.py, choosing.py and large.py, two in fp16 (`edgecomp compile --precision fp16`), as far as they are there, and a model of a
+few hundred kilobytes, which shows what the process takes without a model. Every plan answers eight times in a process of its own, whose
+peak resident memory the kernel gives (VmHWM).
 """
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ ANSWERS, TOKENS, MIB = 8, 17, 2**20
 # title: (folder, whether the constants and the form of edgecomp/predict/memory.py were chosen on it)
 BUNDLES = {"tiny": ("memory-tiny", True), "demonstration model": ("sites-demo", True), "SmolVLM-256M's size": ("sites-smol", True),
            "demonstration model, fp16": ("demo-fp16", True), "SmolVLM-256M, fp16": ("smolvlm-256m-fp16", True),
-           "SmolVLM-256M, 4 tiles and an overview": ("smolvlm-256m", False), "LLaVA-NeXT at SmolVLM-256M's size": ("selectors-llava_next-bundle", False)}
+           "SmolVLM-256M, 4 tiles and an overview": ("smolvlm-256m", False),
+           "LLaVA-NeXT at SmolVLM-256M's size": ("selectors-llava_next-bundle", False)}
 
 
 def tiny() -> None:
@@ -67,8 +68,8 @@ if __name__ == "__main__":
         "# Memory, predicted and measured\n",
         f"`python benchmarks/memory.py` on {machine()['cpu']}, Python {platform.python_version()}. Peak resident memory under onnxruntime on the "
         "CPU, one picture and a question. `predicted` is computed from a bundle's graphs and manifest and from the constants in "
-        "`edgecomp/predict/memory.py`; `measured` is the kernel's peak. Constants and form were chosen on the rows that say so; the others are new to "
-        "them.\n",
+        "`edgecomp/predict/memory.py`; `measured` is the kernel's peak. Constants and form were chosen on the rows that say so; the "
+        "others are new to them.\n",
         markdown(["model", "plan", "predicted MiB", f"measured MiB ({measured['meter']})", "error", "chosen on it"], rows),
         "## The parts, MiB, all predicted\n", markdown(["model", "plan", *predicted], parts)])
     (RESULTS / "memory.md").write_text(text, encoding="utf-8")
