@@ -102,4 +102,4 @@ def _text(found: Prediction) -> str:
             f"decode  {speed.value:.1f} tokens a second (predicted; {speed.low:.1f} to {speed.high:.1f})\n"
             f"memory  {memory.value / 2**30:.2f} GiB (predicted; {memory.low / 2**30:.2f} to {memory.high / 2**30:.2f}): {parts}\n"
             f"{found.verdict.capitalize()}: {found.device} has {found.usable_bytes / 2**30:.2f} GiB beside its system; "
-            f"the largest part is {found.largest}")
+            f"the largest part is {found.largest}" + (f"; what helps: {found.way_out}" if found.way_out else ""))

@@ -1,4 +1,4 @@
-"""Memory of a bundle's plan under onnxruntime on a CPU, part by part, and whether it fits a device.
+"""Memory of a bundle's plan under onnxruntime on a CPU, part by part.
 
 What is predicted is peak resident memory (VmHWM) of a process that answers one prompt again and again, for that is what the kernel itself
 records, without sampling, and what a system without swap has to have. Shared libraries count whole in it.
@@ -6,12 +6,10 @@ records, without sampling, and what a system without swap has to have. Shared li
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from edgecomp.devices import Device
 from edgecomp.ir.graphs import load
 from edgecomp.predict.liveness import planned_bytes
 from edgecomp.predict.resolve import Run, resolved, run_of
@@ -21,7 +19,7 @@ from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import InputError
 from edgecomp_runtime.manifest import GraphInfo
 
-MIB, GIB = 2**20, 2**30
+MIB = 2**20
 PREFILL_ROWS = 256  # rows that the onnxruntime backend takes at a time on a CPU
 # All measured on x86-64 with Python 3.11, onnxruntime 1.31.1 and glibc 2.36. The process without a model: benchmarks/memory.py's tiny one.
 BASE_BYTES = 78 * MIB
@@ -35,19 +33,6 @@ WIDENED_ACTIVATIONS = 3  # a value in fp16 and its copy in fp32: of the two fp16
 # uncut fp32 bundles of the table.
 VISION_LEFT = 10 * MIB
 LANES = 16  # floats that rows of packed weights are padded to (MLAS, MlasGemmPackBSize)
-# What the system keeps, in GiB: without a desktop, and with one. Jetson: 6.9 and 5.2 of 7.44 are free on an Orin Nano (its profile's
-# notes); a card: its driver and context (edgecomp.devices.Memory).
-SYSTEM_GIB = {"unified": (0.54, 2.24), "card": (0.6, 1.5)}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether memory fits a device: 'fits' beside a desktop, 'tight' without one only, or 'does not fit'. `way_out` names the largest part."""
-    verdict: str
-    needed_bytes: int
-    usable_bytes: int
-    largest: str
-    way_out: str
 
 
 def memory_of(bundle: Bundle, plan: str, *, text_rows: int, pictures: int = 1, new_tokens: int = 0) -> dict[str, int]:
@@ -124,28 +109,3 @@ def _buffers(graph: GraphInfo, run: Run) -> float:
 
 def _pages(size: int) -> int:
     return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-
-
-def judge(parts: dict[str, int], device: Device) -> Verdict:
-    """Whether parts of memory fit a device beside its system, and what would make them fit."""
-    usable = round((device.memory.usable_gib or device.memory.total_gib) * GIB)
-    least, most = (round(share * GIB) for share in SYSTEM_GIB["card" if device.gpu is not None and not device.memory.unified else "unified"])
-    needed, largest = sum(parts.values()), max(parts, key=lambda part: parts[part])
-    if needed + most <= usable:
-        return Verdict("fits", needed, usable, largest, "")
-    short = needed + least - usable
-    share = f"{largest} {parts[largest] / GIB:.2f} of {needed / GIB:.2f} GiB"
-    if short <= 0:
-        return Verdict("tight", needed, usable, largest, f"{share}; it fits where no desktop runs")
-    way = WAYS_OUT.get(largest.split()[-1], "a smaller model")
-    enough = "" if parts[largest] > short else ", which alone is not enough"
-    return Verdict("does not fit", needed, usable, largest, f"{short / GIB:.2f} GiB short, {share}: {way}{enough}")
-
-
-WAYS_OUT = {
-    "weights": "weights of fewer bits, a smaller model, or a device with more memory",
-    "cache": "a smaller --context, or fewer visual tokens (--keep)",
-    "activations": "fewer visual tokens (--keep), a smaller --image-size, or fewer tiles",
-    "runtime": "a device with more memory",
-    "buffers": "a smaller --context, or fewer --max-images",
-}

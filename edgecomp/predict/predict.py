@@ -9,13 +9,12 @@ from typing import Any
 
 from edgecomp.devices import Device
 from edgecomp.predict import efficiency
+from edgecomp.predict.fits import kept_by_system, way_out
 from edgecomp.predict.model import Shape
 from edgecomp.predict.work import CACHE_BYTES, FORMATS, STATE_BYTES, Work, work
 from edgecomp_runtime.errors import EdgecompError, InputError, UnknownNameError
 
 KIND = "predicted"
-# GiB that the system keeps without a desktop: 6.9 of 7.44 are free on an Orin Nano (its profile's notes); a card's driver and context
-SYSTEM_GIB = {"unified": 0.54, "card": 0.6}
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # those of edgecomp.build.toolchain, which loads more than a prediction needs
 
 
@@ -53,6 +52,11 @@ class Prediction:
     @property
     def largest(self) -> str:
         return max(self.memory_parts, key=lambda part: self.memory_parts[part])
+
+    @property
+    def way_out(self) -> str:
+        """What would make it fit; '' where it does."""
+        return "" if self.verdict == "fits" else way_out(self.largest)
 
 
 @dataclass(frozen=True)
@@ -170,8 +174,7 @@ def of_works(works: dict[str, Work], device: Device, batch: int, engine: str, we
         parts = {**parts, "runtime": runtime["value"]}
     else:
         memory = Estimate(used, used * (1 - within), used * (1 + within), "counted from the graphs")
-    system = SYSTEM_GIB["card" if device.gpu and not device.memory.unified else "unified"]
-    usable = ((device.memory.usable_gib or device.memory.total_gib) - system) * 2**30
+    usable = (device.memory.usable_gib or device.memory.total_gib) * 2**30 - kept_by_system(device)[0]
     verdict = "fits" if memory.high <= usable else "tight" if memory.low <= usable else "does not fit"
     return Prediction(device.id, engine, weights, vision, prefill, Estimate(ttft, ttft - down, ttft + up, "; ".join(e.constants for e in first)),
                       step, Estimate(1000 * batch / step.value, 1000 * batch / step.high, 1000 * batch / step.low, step.constants), memory,

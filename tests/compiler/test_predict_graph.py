@@ -16,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edgecomp import devices, methods
 from edgecomp.compress import Recipe, compress
+from edgecomp.predict.fits import judge
 from edgecomp.predict.graph import count, counted
 from edgecomp.predict.liveness import planned_bytes
-from edgecomp.predict.memory import judge, memory_of
+from edgecomp.predict.memory import memory_of
 from edgecomp.predict.model import Shape
 from edgecomp.predict.resolve import Run, resolved
 from edgecomp.predict.work import Work, work
