@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from edgecomp.devices import Device
     from edgecomp.predict.predict import Prediction, Request
 
-WITHIN = 0.1  # what benchmarks/memory.py holds the memory of onnxruntime to
 ROWS = {"vision_ms": "vision", "prefill_ms": "prefill", "ttft_ms": "to the first token", "tpot_ms": "each further token"}
 
 
@@ -57,10 +56,10 @@ def command(model: Path, device_name: str, engine: str | None, weights: str | No
 
 def _of_bundle(path: Path, plan: str | None, device: Device, request: Request, engine: str | None) -> Prediction:
     """Counts the graphs of a bundle's plan."""
+    from edgecomp.build.jobs import engine_weights
     from edgecomp.footprint import cache_bytes, weight_bytes
     from edgecomp.predict import efficiency
     from edgecomp.predict.graph import counted
-    from edgecomp.predict.memory import memory_of
     from edgecomp.predict.predict import default_engine, of_works
     from edgecomp.predict.work import Work
     from edgecomp_runtime import Bundle
@@ -80,13 +79,10 @@ def _of_bundle(path: Path, plan: str | None, device: Device, request: Request, e
     rows = request.context - (manifest.vision.tokens - manifest.plans[plan].visual_tokens)
     works = {phase: counted(bundle, plan, phase, text_rows=text_rows, context=rows) for phase in ("vision", "prefill", "decode")}
     engine = default_engine(device) if engine is None or device.gpu is None else engine
-    if engine == "onnxruntime":
-        parts = {name: float(size) for name, size in memory_of(bundle, plan, text_rows=text_rows).items() if size}
-    else:
-        parts = {"weights": float(weight_bytes(manifest)), "cache": float(cache_bytes(manifest, manifest.plans[plan]))}
+    held = weight_bytes(manifest) if engine == "onnxruntime" else engine_weights(bundle, manifest.plans[plan])
+    parts = {"weights": float(held), "cache": float(cache_bytes(manifest, manifest.plans[plan]))}
     # what choosing takes is in the graphs' own work
-    return of_works({**works, "selector": Work({}, 0, 0, 0, 0, 0)}, device, 1, engine, efficiency.stored(engine, manifest.precision), parts,
-                    WITHIN if engine == "onnxruntime" else None)
+    return of_works({**works, "selector": Work({}, 0, 0, 0, 0, 0)}, device, 1, engine, efficiency.stored(engine, manifest.precision), parts)
 
 
 def _text(found: Prediction) -> str:

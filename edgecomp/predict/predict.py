@@ -149,12 +149,9 @@ def parts_of(shape: Shape, request: Request, weights: str) -> dict[str, float]:
     return parts
 
 
-def of_works(works: dict[str, Work], device: Device, batch: int, engine: str, weights: str, parts: dict[str, float],
-             within: float | None = None) -> Prediction:
-    """Predicts from the work of each phase and the parts of the memory, counted from a config or from a bundle's graphs.
-
-    within: how far the parts' sum may be off, where they have the runtime in them; else the runtime's share is added as it was measured.
-    """
+def of_works(works: dict[str, Work], device: Device, batch: int, engine: str, weights: str, parts: dict[str, float]) -> Prediction:
+    """Predicts from the work of each phase and the parts of the memory, counted from a config or from a bundle's graphs. The runtime's share of
+    the memory is added, as it was measured."""
     def time(phase: str, form: str, format_: str) -> Estimate:
         known = efficiency.constants(form, device, engine, format_)
         took = 1000 * efficiency.seconds(known.values, efficiency.terms(works[phase], device, form, engine, batch))
@@ -168,12 +165,9 @@ def of_works(works: dict[str, Work], device: Device, batch: int, engine: str, we
     # errors of vision and prefill need not go together: their widths add as squares
     down, up = (math.hypot(*(each.value - each.low for each in first)), math.hypot(*(each.high - each.value for each in first)))
     used = sum(parts.values())
-    if within is None:
-        runtime = efficiency.table()["memory"]
-        memory = Estimate(used + runtime["value"], used + runtime["low"], used + runtime["high"], runtime["of"])
-        parts = {**parts, "runtime": runtime["value"]}
-    else:
-        memory = Estimate(used, used * (1 - within), used * (1 + within), "counted from the graphs")
+    runtime = efficiency.table()["memory"]
+    memory = Estimate(used + runtime["value"], used + runtime["low"], used + runtime["high"], runtime["of"])
+    parts = {**parts, "runtime": runtime["value"]}
     usable = (device.memory.usable_gib or device.memory.total_gib) * 2**30 - kept_by_system(device)[0]
     verdict = "fits" if memory.high <= usable else "tight" if memory.low <= usable else "does not fit"
     return Prediction(device.id, engine, weights, vision, prefill, Estimate(ttft, ttft - down, ttft + up, "; ".join(e.constants for e in first)),
