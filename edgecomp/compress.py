@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgecomp.budget import Reduction, Tokens, tokens_of
 from edgecomp.ir.graphs import describe, load, save
-from edgecomp.lowering import lowered
+from edgecomp.lowering import with_dialect
 from edgecomp.methods import parameters
 from edgecomp.methods.base import Method
 from edgecomp.passes.decoder import in_decoder
@@ -176,12 +176,8 @@ def compress(source: Path, out: Path, recipes: Sequence[Recipe], *, dialects: Se
                 budgets = " and ".join(str(cut.step.keep) + (f" at {cut.label}" if cut.kind != "projector" else "") for cut in cuts)
                 say(f"compressing to {budgets} of {manifest.vision.tokens} visual tokens: {name}")
                 plans[name] = _plan(name, recipe, cuts, manifest, graphs, partial)
-        for name, plan in plans.items():
-            for dialect in dialects:
-                if dialect not in plan.variants:
-                    say(f"lowering {name} for {dialect}")
-                    variant = lowered(plan, dialect, graphs, partial)
-                    plans[name] = plan = dataclasses.replace(plan, variants={**plan.variants, dialect: variant})
+        for dialect in dialects:
+            plans = with_dialect(plans, plans, dialect, graphs, partial, say)
         finish(dataclasses.replace(manifest, schema=SCHEMA, plans=plans, graphs=graphs, default_plan=names[0] if names else manifest.default_plan))
     return names
 

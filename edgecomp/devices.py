@@ -26,6 +26,7 @@ else:
     import tomli as tomllib
 
 PACKAGE = Path(__file__).parent
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # enum ComputeCapability of TensorRT for RTX 1.7, which builds for them without a GPU
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,27 @@
-"""Lowering a plan to a dialect: its neutral graphs rewritten for what one backend takes, and written beside them."""
+"""Lowering plans to a dialect: their neutral graphs rewritten for what one backend takes, and written beside them."""
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+
+import onnx_ir as ir
 
 from edgecomp.dialects import DIALECTS, lowering
 from edgecomp.ir.graphs import describe, load, save
 from edgecomp_runtime.errors import EdgecompError, UnknownNameError
 from edgecomp_runtime.manifest import GraphInfo, PlanInfo
+
+
+def with_dialect(plans: Mapping[str, PlanInfo], names: Iterable[str], dialect: str, graphs: dict[str, GraphInfo], folder: Path,
+                 say: Callable[[str], None] = lambda line: None) -> dict[str, PlanInfo]:
+    """All plans, the named ones with their graphs in a dialect, lowered where they were not. See `lowered`; `say` is told what is being done."""
+    found = dict(plans)
+    for name in names:
+        if dialect not in found[name].variants:
+            say(f"lowering {name} for {dialect}")
+            found[name] = dataclasses.replace(found[name], variants={**found[name].variants, dialect: lowered(found[name], dialect, graphs, folder)})
+    return found
 
 
 def lowered(plan: PlanInfo, dialect: str, graphs: dict[str, GraphInfo], folder: Path) -> dict[str, str]:
@@ -24,34 +39,31 @@ def lowered(plan: PlanInfo, dialect: str, graphs: dict[str, GraphInfo], folder: 
     Raises:
         EdgecompError, UnknownNameError: there is no such dialect, or it cannot say what a graph computes.
     """
-    return {part: (_shared if dialect in DIALECTS else _apart)(plan, part, file, dialect, graphs, folder)
-            for part, file in plan.variants["neutral"].items()}
+    return {part: _lowered(plan, part, file, dialect, graphs, folder) for part, file in plan.variants["neutral"].items()}
 
 
-def _shared(plan: PlanInfo, part: str, file: str, dialect: str, graphs: dict[str, GraphInfo], folder: Path) -> str:
-    """One graph for prefill and decode."""
-    name = f"{file.removesuffix('.onnx')}.{dialect}.onnx"
+def _lowered(plan: PlanInfo, part: str, file: str, dialect: str, graphs: dict[str, GraphInfo], folder: Path) -> str:
+    size, lower = _way(plan, part, dialect)
+    name = f"{file.removesuffix('.onnx')}{size}.{dialect}.onnx"
     if name not in graphs:
         model = load(folder / file)
-        lowering(dialect)(model)
+        lower(model)
         save(model, folder / name)
         graphs[name] = describe(model)
     return name
 
 
-def _apart(plan: PlanInfo, part: str, file: str, dialect: str, graphs: dict[str, GraphInfo], folder: Path) -> str:
-    """A graph for each part, the decoder's with caches of the plan's size."""
+def _way(plan: PlanInfo, part: str, dialect: str) -> tuple[str, Callable[[ir.Model], None]]:
+    """What a lowered file's name says besides, and the lowering: TensorRT's decoders are one a part, with caches of the plan's size."""
+    if dialect in DIALECTS:
+        return "", lowering(dialect)
     from edgecomp.dialects import tensorrt
     from edgecomp.dialects.targets import TARGETS, refused
     if dialect not in TARGETS:
         raise UnknownNameError("dialect", dialect, [*DIALECTS, *TARGETS])
-    stem, target = file.removesuffix(".onnx"), TARGETS[dialect]
-    name = f"{stem}.{dialect}.onnx" if part == "vision" else f"{stem}.{part}-{max(plan.cache_rows)}.{dialect}.onnx"
-    if name not in graphs:
-        model = load(folder / file)
-        tensorrt.lower(model, part, target, plan.cache_rows)
-        if problems := refused(model, target):
+
+    def lower(model: ir.Model) -> None:
+        tensorrt.lower(model, part, TARGETS[dialect], plan.cache_rows)
+        if problems := refused(model, TARGETS[dialect]):
             raise EdgecompError(f"{dialect} does not take the {part} graph of this plan: {'; '.join(problems[:3])}")
-        save(model, folder / name)
-        graphs[name] = describe(model)
-    return name
+    return "" if part == "vision" else f".{part}-{max(plan.cache_rows)}", lower

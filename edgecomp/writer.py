@@ -23,15 +23,26 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, 
 
 @contextmanager
 def goal(out: Path) -> Iterator[None]:
-    """Checks that a bundle may stand at `out` and makes the folders above it, which go again where the writing fails.
+    """Checks that a bundle may stand at `out` and makes the folders above it; see `above`.
 
     Raises:
         EdgecompError: the goal exists and is no bundle, or the disk is full or not writable.
     """
-    made: list[Path] = []
-    try:
+    with above(out):
         if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
             raise EdgecompError(f"{out} exists and is not a bundle: choose another name, or remove it first")
+        yield
+
+
+@contextmanager
+def above(out: Path) -> Iterator[None]:
+    """Makes the folders above a file or folder to be written. They go again where the writing fails.
+
+    Raises:
+        EdgecompError: the disk is full or not writable.
+    """
+    made: list[Path] = []
+    try:
         made = [folder for folder in out.parents if not folder.exists()]
         out.parent.mkdir(parents=True, exist_ok=True)
         yield

@@ -14,7 +14,7 @@ from edgecomp.build.building import Result, build_engine
 from edgecomp.build.jobs import Job, check_fits, jobs
 from edgecomp.build.toolchain import Toolchain
 from edgecomp.devices import Device
-from edgecomp.lowering import lowered
+from edgecomp.lowering import with_dialect
 from edgecomp.writer import UNWRITABLE, copy_files, writing
 from edgecomp_runtime.bundle import Bundle, user_cache
 from edgecomp_runtime.errors import EdgecompError
@@ -72,12 +72,10 @@ def _lowered(bundle: Bundle, plans: Sequence[str], dialect: str, say: Callable[[
     if not missing:
         return bundle
     manifest = bundle.manifest
-    every, graphs = dict(manifest.plans), dict(manifest.graphs)
+    graphs = dict(manifest.graphs)
     with writing(bundle.path) as (partial, finish):
         copy_files(bundle, partial)
-        for name in missing:
-            say(f"lowering {name} for {dialect}")
-            every[name] = dataclasses.replace(every[name], variants={**every[name].variants, dialect: lowered(every[name], dialect, graphs, partial)})
+        every = with_dialect(manifest.plans, missing, dialect, graphs, partial, say)
         finish(dataclasses.replace(manifest, schema=SCHEMA, plans=every, graphs=graphs))
     return Bundle.open(bundle.path)
 

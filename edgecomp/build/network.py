@@ -47,18 +47,15 @@ class Built:
 class Log(trt.ILogger):
     """TensorRT's log, in a file; errors are kept."""
 
-    def __init__(self, file: TextIO, verbose: bool):
+    def __init__(self, file: TextIO):
         trt.ILogger.__init__(self)
         self.errors: list[str] = []
         self.warnings: list[str] = []
-        self._file, self._least = file, int(trt.ILogger.Severity.VERBOSE if verbose else trt.ILogger.Severity.WARNING)
+        self._file = file
 
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-        if int(severity) <= int(trt.ILogger.Severity.ERROR):
-            self.errors.append(one_line(msg))
-        elif int(severity) <= int(trt.ILogger.Severity.WARNING):
-            self.warnings.append(one_line(msg))
-        if int(severity) <= self._least:
+        if int(severity) <= int(trt.ILogger.Severity.WARNING):
+            (self.errors if int(severity) <= int(trt.ILogger.Severity.ERROR) else self.warnings).append(one_line(msg))
             self._file.write(f"{severity.name}: {msg}\n")
 
     def reason(self, most: int = 2) -> str:
@@ -75,7 +72,7 @@ def build(order: Order, tick: Tick, log_file: TextIO) -> Built:
         EdgecompError: the graph, the profile or the compute capability is refused, or TensorRT gives no engine.
         OSError: a file cannot be written.
     """
-    log = Log(log_file, order.verbose)
+    log = Log(log_file)
     try:
         builder = trt.Builder(log)
     except (TypeError, RuntimeError):

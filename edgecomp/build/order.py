@@ -28,7 +28,6 @@ class Order:
         workspace_bytes: scratch memory that a layer may use at most; None for TensorRT's own limit, the whole GPU.
         optimization_level: 0 to 5; None for TensorRT's own, 3.
         log: a file for TensorRT's warnings and errors.
-        verbose: the log gets everything that TensorRT says.
     """
     graph: str
     out: str
@@ -40,7 +39,6 @@ class Order:
     workspace_bytes: int | None = None
     optimization_level: int | None = None
     log: str | None = None
-    verbose: bool = False
 
     @classmethod
     def read(cls, path: Path) -> Order:

@@ -5,13 +5,12 @@ import importlib
 import platform
 from dataclasses import dataclass
 
-from edgecomp.devices import Device
+from edgecomp.devices import RTX_CAPABILITIES, Device
 from edgecomp.dialects.targets import TARGETS
-from edgecomp_runtime.backends import installed
+from edgecomp_runtime.backends import BACKENDS, installed
 from edgecomp_runtime.errors import EdgecompError, UnknownNameError
 
-PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # enum ComputeCapability of TensorRT for RTX 1.7; builds for them without a GPU
+BUILDERS = ("tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,8 @@ def toolchain(device: Device, backend: str | None = None) -> Toolchain:
     jetson = device.family == "Jetson"
     if not capability:
         raise EdgecompError(f"{device.id} has no NVIDIA GPU, so there are no engines for it: bundles run there as they are, on ONNX Runtime")
-    if backend is not None and backend not in PACKAGES:
-        raise UnknownNameError("backend", backend, PACKAGES)
+    if backend is not None and backend not in BUILDERS:
+        raise UnknownNameError("backend", backend, BUILDERS)
     if jetson and platform.machine() != "aarch64":
         raise EdgecompError(f"engines for {device.id} are built on the board itself, by JetPack's TensorRT, and not on {platform.machine()}: "
                             f"`edgecomp pack BUNDLE --device {device.id} -o OUT.tar` makes an archive that does it there")
@@ -47,15 +46,15 @@ def toolchain(device: Device, backend: str | None = None) -> Toolchain:
     if chosen == "tensorrt-rtx" and not known:
         raise EdgecompError(f"TensorRT for RTX builds for compute capability {', '.join(RTX_CAPABILITIES)}, and {device.id} has {capability}: "
                             "build with --backend tensorrt on the machine that has it")
-    if not installed(PACKAGES[chosen]):
+    package = BACKENDS[chosen][1]
+    if not installed(package):
         where = "on a machine with that GPU, " if chosen == "tensorrt" else ""
         raise EdgecompError(f"building for {device.id} needs {chosen}, which is not installed: {where}pip install 'edgecomp[{chosen}]'")
     if chosen == "tensorrt" and (here := at_hand()) != capability:
         found = f"whose compute capability is {here}" if here else "and there is none here"
         raise EdgecompError(f"TensorRT builds for the GPU at hand, {found}; {device.id} has compute capability {capability}: "
                             "build on a machine with that GPU")
-    version = str(importlib.import_module(PACKAGES[chosen]).__version__)
-    return Toolchain(chosen, PACKAGES[chosen], version, capability)
+    return Toolchain(chosen, package, str(importlib.import_module(package).__version__), capability)
 
 
 def dialect_of(backend: str, version: str) -> str:

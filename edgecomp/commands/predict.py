@@ -13,7 +13,9 @@ from edgecomp_runtime.errors import InputError
 if TYPE_CHECKING:
     from edgecomp.devices import Device
     from edgecomp.predict.predict import Prediction, Request
+    from edgecomp_runtime import Bundle
 
+WITHIN = 0.1  # onnxruntime's memory: benchmarks/results/memory.md has it within 6.7 % on 23 plans
 ROWS = {"vision_ms": "vision", "prefill_ms": "prefill", "ttft_ms": "to the first token", "tpot_ms": "each further token"}
 
 
@@ -42,6 +44,9 @@ def command(model: Path, device_name: str, engine: str | None, weights: str | No
         own = {"weights": weights, "keep": keep, "visual-tokens": visual_tokens, "cut-layer": cut_layer}
         if given := [name for name, value in own.items() if value]:
             raise InputError(f"--{given[0]} is not for a bundle, which has its own: choose a plan with --plan, or give a config.json")
+        if device.gpu is None and engine in (None, "onnxruntime"):
+            _memory_alone(model, plan, device, prompt_tokens, as_json)
+            return
         found = _of_bundle(model, plan, device, Request(prompt_tokens, context, batch=batch), engine)
     else:
         if plan:
@@ -54,6 +59,35 @@ def command(model: Path, device_name: str, engine: str | None, weights: str | No
         click.echo(_text(found))
 
 
+def _memory_alone(path: Path, plan: str | None, device: Device, prompt_tokens: int, as_json: bool) -> None:
+    """Of a bundle on a CPU: what it takes under onnxruntime, and whether it fits. Times are not predicted, for no CPU was measured."""
+    from edgecomp.predict.fits import judge
+    from edgecomp.predict.memory import memory_of
+    from edgecomp.predict.predict import Estimate
+    from edgecomp_runtime import Bundle
+    bundle = Bundle.open(path)
+    parts = memory_of(bundle, bundle.plan(plan)[0], text_rows=_text_rows(bundle, prompt_tokens))
+    found, needed = judge(parts, device), sum(parts.values())
+    memory = Estimate(needed, needed * (1 - WITHIN), needed * (1 + WITHIN), "onnxruntime on x86-64")
+    if as_json:
+        print_json({"device": device.id, "engine": "onnxruntime", "memory_bytes": dataclasses.asdict(memory), "memory_parts": parts,
+                    "verdict": found.verdict, "way_out": found.way_out, "kind": memory.kind})
+        return
+    shares = ", ".join(f"{name} {size / 2**20:.0f}" for name, size in parts.items())
+    click.echo(f"{device.id}, onnxruntime; all numbers are predicted, times are not: no CPU was measured to predict them from\n\n"
+               f"memory  {needed / 2**20:.0f} MiB (predicted; {memory.low / 2**20:.0f} to {memory.high / 2**20:.0f}): {shares}\n"
+               f"{found.verdict.capitalize()}: {device.id} has {found.usable_bytes / 2**30:.2f} GiB in all; "
+               f"the largest part is {found.largest}" + (f"; {found.way_out}" if found.way_out else ""))
+
+
+def _text_rows(bundle: Bundle, prompt_tokens: int) -> int:
+    """Rows of a prompt beside one picture's. Raises InputError where there are none."""
+    visual = bundle.manifest.vision.tokens
+    if prompt_tokens <= visual:
+        raise InputError(f"--prompt-tokens {prompt_tokens} must hold the picture's {visual} visual tokens and text")
+    return prompt_tokens - visual
+
+
 def _of_bundle(path: Path, plan: str | None, device: Device, request: Request, engine: str | None) -> Prediction:
     """Counts the graphs of a bundle's plan."""
     from edgecomp.build.jobs import engine_weights
@@ -63,24 +97,18 @@ def _of_bundle(path: Path, plan: str | None, device: Device, request: Request, e
     from edgecomp.predict.predict import default_engine, of_works
     from edgecomp.predict.work import Work
     from edgecomp_runtime import Bundle
-    from edgecomp_runtime.errors import UnknownNameError
     bundle = Bundle.open(path)
-    manifest = bundle.manifest
-    plan = plan or manifest.default_plan
-    if plan not in manifest.plans:
-        raise UnknownNameError("plan", plan, manifest.plans)
+    manifest, (plan, info) = bundle.manifest, bundle.plan(plan)
     if request.batch != 1:
         raise InputError(f"--batch {request.batch}: a bundle's graphs are for one sequence; give a config.json for more")
-    text_rows = request.prompt_tokens - manifest.vision.tokens
-    if text_rows < 1:
-        raise InputError(f"--prompt-tokens {request.prompt_tokens} must hold the picture's {manifest.vision.tokens} visual tokens and text")
+    text_rows = _text_rows(bundle, request.prompt_tokens)
     if request.context > manifest.decoder.context:
         raise InputError(f"--context {request.context} exceeds the bundle's window of {manifest.decoder.context} rows: compile with --context")
-    rows = request.context - (manifest.vision.tokens - manifest.plans[plan].visual_tokens)
+    rows = request.context - (manifest.vision.tokens - info.visual_tokens)
     works = {phase: counted(bundle, plan, phase, text_rows=text_rows, context=rows) for phase in ("vision", "prefill", "decode")}
     engine = default_engine(device) if engine is None or device.gpu is None else engine
-    held = weight_bytes(manifest) if engine == "onnxruntime" else engine_weights(bundle, manifest.plans[plan])
-    parts = {"weights": float(held), "cache": float(cache_bytes(manifest, manifest.plans[plan]))}
+    held = weight_bytes(manifest) if engine == "onnxruntime" else engine_weights(bundle, info)
+    parts = {"weights": float(held), "cache": float(cache_bytes(manifest, info))}
     # what choosing takes is in the graphs' own work
     return of_works({**works, "selector": Work({}, 0, 0, 0, 0, 0)}, device, 1, engine, efficiency.stored(engine, manifest.precision), parts)
 

@@ -5,24 +5,23 @@ import dataclasses
 import hashlib
 import io
 import os
-import shutil
 import string
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import edgecomp
 from edgecomp.build.jobs import check_fits
 from edgecomp.devices import Device
-from edgecomp.lowering import lowered
+from edgecomp.lowering import with_dialect
 from edgecomp.pack import orders, wheel
 from edgecomp.pack.builder import BOARD, modules
 from edgecomp.pack.orders import BUNDLE, JOBS, Packed
 from edgecomp.pack.releases import Release
-from edgecomp.writer import UNWRITABLE
+from edgecomp.writer import above
 from edgecomp_runtime.bundle import MANIFEST, Bundle, sha256_of
 from edgecomp_runtime.errors import EdgecompError
 from edgecomp_runtime.manifest import SCHEMA, FileInfo
@@ -81,15 +80,10 @@ def _lowered(bundle: Bundle, plans: Sequence[str], dialect: str, folder: Path, s
     for file in manifest.files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).symlink_to(bundle.file(file).resolve())
-    every = {}
-    for name in dict.fromkeys(["full", *plans]):
-        plan = manifest.plans[name]
-        variants = {"neutral": plan.variants["neutral"]}
-        if name in plans:
-            if dialect not in plan.variants:
-                say(f"lowering {name} for {dialect}")
-            variants[dialect] = plan.variants.get(dialect) or lowered(plan, dialect, graphs, folder)
-        every[name] = dataclasses.replace(plan, variants=variants)
+    lowered = with_dialect(manifest.plans, plans, dialect, graphs, folder, say)
+    every = {name: dataclasses.replace(lowered[name], variants={kind: graph for kind, graph in lowered[name].variants.items()
+                                                                if kind == "neutral" or (kind == dialect and name in plans)})
+             for name in dict.fromkeys(["full", *plans])}
     used = {file for plan in every.values() for parts in plan.variants.values() for file in parts.values()}
     files = {file: manifest.files.get(file) or FileInfo((folder / file).stat().st_size, sha256_of(folder / file)) for file in sorted(used)}
     default = manifest.default_plan if manifest.default_plan in plans else plans[0]
@@ -148,27 +142,9 @@ def _write(path: Path, name: str, entries: dict[str, Entry]) -> None:
 
 @contextmanager
 def _beside(out: Path) -> Iterator[Path]:
-    """A folder to work in beside a file that will be written, made with the folders above it; it goes in the end, and they where it fails.
-
-    Raises EdgecompError where the file cannot be written there.
-    """
-    made, folder = list[Path](), None
-    try:
+    """A folder to work in beside a file that will be written; it goes in the end. Raises EdgecompError where the file cannot be written there."""
+    with above(out):
         if out.is_dir():
             raise EdgecompError(f"{out} is a folder: choose another name, or remove it first")
-        made = [above for above in out.parents if not above.exists()]
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        yield folder
-    except BaseException as error:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-        for above in made:
-            with suppress(OSError):  # never made, or no longer ours alone
-                above.rmdir()
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            free = next((shutil.disk_usage(above).free for above in out.absolute().parents if above.is_dir()), 0)
-            raise EdgecompError(f"{out} cannot be written: {error.strerror} ({free / 2**20:.0f} MiB free there); nothing was left behind: make room, "
-                                "or choose another place") from None
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as folder:
+            yield Path(folder)

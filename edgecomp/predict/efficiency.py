@@ -84,8 +84,7 @@ def seconds(constants: dict[str, float], ideal: dict[str, float]) -> float:
 
 def family(device: Device) -> str:
     """Devices that lean on one another: one architecture, with memory of its own or shared with the CPU."""
-    if device.gpu is None:
-        return "CPU"
+    assert device.gpu is not None, "no CPU was measured"
     return f"{device.gpu.architecture}, {'unified' if device.memory.unified else 'discrete'} memory"
 
 
@@ -132,7 +131,7 @@ def constants(phase: str, device: Device, engine: str, weights: str) -> Constant
     nearest = {"path": "path", "device": "device", "engine": "engine", "neither": "phase"}[how]
     words = {"path": f"{measured}, {weights}, on {device.id}", "device": f"pooled: {device.id} with other engines or formats",
              "engine": f"pooled: {measured}, {weights}, on other devices, and {keys['family']}",
-             "neither": f"pooled: {keys['family']}" if device.gpu else "pooled: GPUs, for no CPU was measured"}[how]
+             "neither": f"pooled: {keys['family']}"}[how]
     if measured != engine and how in ("path", "engine"):
         words = f"pooled: {words.removeprefix('pooled: ')}, in place of {engine}"
         how = "device" if how == "path" else "neither"  # another engine's measurements tell less

@@ -17,10 +17,10 @@ from edgecomp_runtime.buffers import is_state
 from edgecomp_runtime.buffers import resolved as shape_of
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import InputError
+from edgecomp_runtime.limits import PREFILL_ROWS
 from edgecomp_runtime.manifest import GraphInfo
 
 MIB = 2**20
-PREFILL_ROWS = 256  # rows that the onnxruntime backend takes at a time on a CPU
 # All measured on x86-64 with Python 3.11, onnxruntime 1.31.1 and glibc 2.36. The process without a model: benchmarks/memory.py's tiny one.
 BASE_BYTES = 78 * MIB
 # What a node takes beside its weights: resident memory after loading graphs of 128 to 875 nodes, with and without methods, less the weights.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgecomp.devices import Device
+from edgecomp.devices import RTX_CAPABILITIES, Device
 from edgecomp.predict import efficiency
 from edgecomp.predict.fits import kept_by_system, way_out
 from edgecomp.predict.model import Shape
@@ -15,7 +15,6 @@ from edgecomp.predict.work import CACHE_BYTES, FORMATS, STATE_BYTES, Work, work
 from edgecomp_runtime.errors import EdgecompError, InputError, UnknownNameError
 
 KIND = "predicted"
-RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # those of edgecomp.build.toolchain, which loads more than a prediction needs
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,9 @@ class Request:
     keep: int | None = None
     cut_layer: int = 0
     batch: int = 1
-    images: int = 1
-    cache: str = "fp16"
 
     def __post_init__(self) -> None:
-        for name, least in (("prompt_tokens", 1), ("context", 1), ("batch", 1), ("images", 1), ("visual_tokens", 0), ("cut_layer", 0)):
+        for name, least in (("prompt_tokens", 1), ("context", 1), ("batch", 1), ("visual_tokens", 0), ("cut_layer", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}: at least {least} is needed")
         if self.keep is not None and not 0 < self.keep <= self.visual_tokens:
@@ -127,8 +124,7 @@ def predict(shape: Shape, device: Device, request: Request, *, weights: str = "f
     if request.cut_layer >= len(shape.layers):
         raise InputError(f"the cut is before layer {request.cut_layer}, but the decoder has {len(shape.layers)}: choose 0 to {len(shape.layers) - 1}")
     format_ = efficiency.stored(engine, weights)
-    asked: dict[str, Any] = {"visual_tokens": request.visual_tokens, "keep": request.keep, "cut_layer": request.cut_layer, "batch": request.batch,
-                             "cache": request.cache, "images": request.images}
+    asked: dict[str, Any] = {"visual_tokens": request.visual_tokens, "keep": request.keep, "cut_layer": request.cut_layer, "batch": request.batch}
     works = {phase: work(shape, phase, prompt_tokens=request.prompt_tokens, context=request.context, weights=format_, **asked)
              for phase in ("vision", "selector", "prefill", "decode")}
     return of_works(works, device, request.batch, engine, format_, parts_of(shape, request, format_))
@@ -136,13 +132,13 @@ def predict(shape: Shape, device: Device, request: Request, *, weights: str = "f
 
 def parts_of(shape: Shape, request: Request, weights: str) -> dict[str, float]:
     """Bytes of the weights (every expert, the token embeddings in fp16) and of the cache of the whole window."""
-    format_, width = FORMATS[weights], CACHE_BYTES[request.cache]
+    format_ = FORMATS[weights]
     layers = sum((layer.mixer_weights + layer.mlp_weights(layer.experts)) * format_.bits / 8 + (layer.biases + 2 * layer.hidden) * 2
                  for layer in shape.layers)
     tables = shape.head_weights * (max(format_.head_bits, 16) / 8 + (0 if shape.tied and format_.head_bits >= 16 else format_.head_bits / 8))
     gone = request.visual_tokens - (request.visual_tokens if request.keep is None else request.keep)
-    cache = sum(layer.rows(request.context - (gone if at >= request.cut_layer else 0)) * layer.cache_elements * width + layer.state * STATE_BYTES
-                for at, layer in enumerate(shape.layers)) * request.batch
+    cache = sum(layer.rows(request.context - (gone if at >= request.cut_layer else 0)) * layer.cache_elements * CACHE_BYTES
+                + layer.state * STATE_BYTES for at, layer in enumerate(shape.layers)) * request.batch
     parts = {"weights": layers + tables, "cache": cache}
     if shape.tower and request.visual_tokens:
         parts["vision tower"] = 2.0 * shape.tower.parameters

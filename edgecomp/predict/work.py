@@ -31,7 +31,7 @@ FORMATS = {
     "nvfp4-head": Format(4.5, 4.5, "fp4"), "int4-head": Format(4.15625, 4.15625, "fp16"), "q4f16": Format(4.5, 4.5, "fp16"),
     "q4_0": Format(4.5, 6.5625, "int8"), "q4_k_m": Format(4.85, 6.5625, "int8"), "q8_0": Format(8.5, 8.5, "int8"), "mxfp4": Format(4.25, 8.5, "int8"),
 }
-CACHE_BYTES = {"fp32": 4.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0}
+CACHE_BYTES = 2  # an element of keys and values: fp16
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Work:
 
 
 def work(shape: Shape, phase: str, *, prompt_tokens: int = 0, context: float = 0, visual_tokens: int = 0, keep: int | None = None,
-         cut_layer: int = 0, batch: int = 1, weights: str = "fp16", cache: str = "fp16", images: int = 1) -> Work:
+         cut_layer: int = 0, batch: int = 1, weights: str = "fp16", images: int = 1) -> Work:
     """The work of a phase: 'vision', 'prefill', 'decode' (one token a sequence behind `context` rows) or 'selector'.
 
     prompt_tokens and context count rows as they enter, uncompressed, `visual_tokens` of `images` pictures among them; from decoder layer
@@ -63,8 +63,6 @@ def work(shape: Shape, phase: str, *, prompt_tokens: int = 0, context: float = 0
     """
     if weights not in FORMATS:
         raise UnknownNameError("weight format", weights, FORMATS)
-    if cache not in CACHE_BYTES:
-        raise UnknownNameError("cache format", cache, CACHE_BYTES)
     keep = visual_tokens if keep is None else keep
     if not 0 <= keep <= visual_tokens:
         raise InputError(f"--keep {keep} exceeds the {visual_tokens} visual tokens" if keep > 0 else f"--keep {keep} is negative")
@@ -76,7 +74,7 @@ def work(shape: Shape, phase: str, *, prompt_tokens: int = 0, context: float = 0
                     2.0 * batch * visual_tokens * shape.hidden if gone else 0.0, 0)
     if phase not in PHASES:
         raise UnknownNameError("phase", phase, PHASES)
-    format_, width = FORMATS[weights], CACHE_BYTES[cache]
+    format_ = FORMATS[weights]
     flops: dict[str, float] = {}
     weight = read = write = activations = 0.0
     for at, layer in enumerate(shape.layers):
@@ -84,8 +82,8 @@ def work(shape: Shape, phase: str, *, prompt_tokens: int = 0, context: float = 0
         rows, past = (prompt_tokens - less, 0.0) if phase == "prefill" else (1, max(context - less, 0.0))
         _add(flops, format_.compute, 2.0 * batch * rows * (layer.mixer_weights + layer.mlp_weights(layer.active)))
         weight += (layer.mixer_weights + layer.mlp_weights(_touched(layer, batch * rows))) * format_.bits / 8 + layer.biases * 2
-        write += batch * (rows * layer.cache_elements * width + layer.state * STATE_BYTES)
-        read += batch * (layer.rows(past) * layer.cache_elements * width + layer.state * STATE_BYTES * (phase == "decode"))
+        write += batch * (rows * layer.cache_elements * CACHE_BYTES + layer.state * STATE_BYTES)
+        read += batch * (layer.rows(past) * layer.cache_elements * CACHE_BYTES + layer.state * STATE_BYTES * (phase == "decode"))
         _add(flops, "fp16", 4.0 * batch * layer.heads * layer.head_dim * _pairs(layer, rows, past))
         if layer.recurrence:  # each row decays the state, adds an outer product and reads it: three multiply-adds an element
             _add(flops, f"fp32:{layer.recurrence}", 6.0 * batch * rows * layer.state)

@@ -151,8 +151,11 @@ def cache_regions(tensors: Iterable[TensorInfo], starts: tuple[int, ...], cache_
 class Engine(Protocol):
     """A graph that a backend has loaded."""
 
-    def execute(self, regions: Mapping[str, Region]) -> None:
-        """Runs it on what lies in the regions, given for every input and output by its name."""
+    def bind(self, name: str, region: Region) -> None:
+        """Says where an input or output lies from now on, and its shape. An input and an output of one name are both meant."""
+
+    def execute(self) -> None:
+        """Runs it on what is bound."""
 
 
 class Bound:
@@ -170,8 +173,10 @@ class Bound:
         self._engine, self._graph, self._memory = engine, graph, memory
         self._buffers = Buffers(graph, most, memory)
         self._fed = [t for t in graph.inputs if not is_state(t.role)]
-        self._state = {t.name: state[t.name] for t in graph.inputs if is_state(t.role)}
-        self._state |= {t.name: state[t.name.replace("_out", "")] for t in graph.outputs if is_state(t.role)}
+        self._state, self._bound = state, dict[str, Region]()
+        for tensor in (*graph.inputs, *graph.outputs):
+            if is_state(tensor.role):
+                engine.bind(tensor.name, state[tensor.name.replace("_out", "")])
         self._made = [t for t in graph.outputs if not is_state(t.role)]
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -182,7 +187,11 @@ class Bound:
         regions = {t.name: self._buffers.region(t, sizes) for t in (*self._fed, *self._made)}
         for tensor in self._fed:
             self._memory.write(regions[tensor.name], feeds[tensor.key])
-        self._engine.execute({**self._state, **regions})
+        for name, region in regions.items():
+            if self._bound.get(name) != region:
+                self._engine.bind(name, region)
+        self._bound = regions
+        self._engine.execute()
         found = {}
         for tensor in self._made:
             if tensor.role == STORED:

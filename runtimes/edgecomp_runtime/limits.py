@@ -4,6 +4,7 @@ from __future__ import annotations
 from edgecomp_runtime.cuts import TEXT_ROWS
 from edgecomp_runtime.manifest import Manifest, PlanInfo
 
+PREFILL_ROWS = 256  # of a prompt at a time on a CPU: activations grow with it (attention's with the whole window), speed hardly does
 BUCKET = 256  # rows of the smallest one
 ENGINE_PREFILL_ROWS, ENGINE_LOGIT_ROWS = 512, 1  # what engines are built for; activations grow with the former, with the window as factor
 

@@ -57,14 +57,14 @@ class Session:
         self._embed = partial(embedded, bundle.embeddings(), self._manifest.embeddings.scale)
         self._layout = Layout.of(self._manifest.vision, self._manifest.decoder, self.plan)
         self._cuts = Cuts.of(self._manifest.vision, self._manifest.decoder, self.plan)
-        memory, cached = self._backend.memory(), [t for t in graphs["prefill"].inputs if is_state(t.role)]
-        self._state = cache_regions(cached, self._cuts.starts(), self.plan.cache_rows, memory)
+        here, cached = self._backend.memory(), [t for t in graphs["prefill"].inputs if is_state(t.role)]
+        self._state = cache_regions(cached, self._cuts.starts(), self.plan.cache_rows, here)
         most = limits(self._manifest, self.plan, self._backend.prefill_rows, self._backend.logit_rows)
-        self._decoder = self._backend.load(*files["prefill"], most, self._state, memory)
+        self._decoder = self._backend.load(*files["prefill"], most, self._state, here)
         self._row_decoder = None  # of one row without pictures, where a dialect has a graph of its own for it
         if files["decode"][0] != files["prefill"][0]:
-            self._row_decoder = self._backend.load(*files["decode"], most, self._state, memory)
-        self._vision = self._backend.load(*files["vision"], {"images": 1}, {}, memory)
+            self._row_decoder = self._backend.load(*files["decode"], most, self._state, here)
+        self._vision = self._backend.load(*files["vision"], {"images": 1}, {}, here)
         self._places = [t for t in graphs["prefill"].inputs if t.role == "places"]
         self._pixel_type = next(t.dtype for t in graphs["vision"].inputs if t.role == "pixels")
         self._stacked = [t.key for t in graphs["prefill"].inputs if t.role == "deepstack"]

@@ -12,9 +12,11 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 import torch
+from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgecomp import devices, methods
+from edgecomp.cli import main
 from edgecomp.compress import Recipe, compress
 from edgecomp.predict.fits import judge
 from edgecomp.predict.graph import count, counted
@@ -140,9 +142,10 @@ def test_six_families_count_as_torch_counts_and_as_their_configs_say(made: tuple
     shape = Shape.of_config(json.loads((folder / "config.json").read_text()))
     for phase, counts in found.items():
         tokens = sum(tile.tokens for tile in vision.tiles) if phase == "vision" else vision.tokens  # separators are not seen by a tower
-        said = work(shape, phase, prompt_tokens=rows, context=rows, visual_tokens=tokens, weights="fp32", cache="fp32")
+        said = work(shape, phase, prompt_tokens=rows, context=rows, visual_tokens=tokens, weights="fp32")
         assert flops_of(said) == pytest.approx(flops_of(counts), rel=0.02), phase
-        assert (said.cache_read_bytes, said.cache_write_bytes, said.layers) == (counts.cache_read_bytes, counts.cache_write_bytes, counts.layers)
+        cache = 2 * said.cache_read_bytes, 2 * said.cache_write_bytes  # an fp16 cache there
+        assert (*cache, said.layers) == (counts.cache_read_bytes, counts.cache_write_bytes, counts.layers)
         weights = said.weight_bytes * (2 if phase == "vision" else 1)  # a tower is fp16 there
         # tables of rotary positions are no parameters, and a tiny tower is small beside them
         assert weights == pytest.approx(counts.weight_bytes, rel=0.03 if phase == "vision" else 0.02), phase
@@ -164,6 +167,20 @@ def test_a_cut_lessens_what_lies_behind_it(compiled: Callable[..., tuple[Path, P
         counted(bundle, name, "decoding", text_rows=TEXT_ROWS)
     parts = {plan: memory_of(bundle, plan, text_rows=TEXT_ROWS) for plan in ("full", name)}
     assert parts[name]["cache"] <= parts["full"]["cache"]
+
+
+def test_a_bundle_on_a_cpu_is_told_its_memory_alone(compiled: Callable[..., tuple[Path, Path]]) -> None:
+    _, bundle = compiled(tiny, "gqa-tied")
+    asked = ["predict", str(bundle), "--device", "cpu-x86-8-cores", "--prompt-tokens", "60"]
+    found = json.loads(CliRunner().invoke(main, [*asked, "--json"]).output)
+    opened = Bundle.open(bundle)
+    parts = memory_of(opened, "full", text_rows=60 - opened.manifest.vision.tokens)
+    assert found["memory_parts"] == parts and found["memory_bytes"]["value"] == sum(parts.values())
+    assert (found["verdict"], found["kind"], found["way_out"]) == ("fits", "predicted", "") and "prefill_ms" not in found
+    said = CliRunner().invoke(main, asked).output
+    assert "times are not: no CPU was measured" in said and "Fits: cpu-x86-8-cores has 32.00 GiB in all" in said
+    few = CliRunner().invoke(main, [*asked[:-1], "5"])
+    assert few.exit_code == 1 and "--prompt-tokens 5 must hold the picture's" in few.stderr
 
 
 def test_what_does_not_fit_names_its_largest_part_and_a_way_out() -> None:

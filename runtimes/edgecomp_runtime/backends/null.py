@@ -10,6 +10,7 @@ from edgecomp_runtime.backends import variant
 from edgecomp_runtime.buffers import Bound, HostMemory, Memory, Region
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import InputError
+from edgecomp_runtime.limits import PREFILL_ROWS
 from edgecomp_runtime.manifest import GraphInfo
 
 
@@ -18,8 +19,13 @@ class NullEngine:
 
     def __init__(self, graph: GraphInfo, memory: HostMemory):
         self._results, self._memory = [t for t in graph.outputs if not t.role.startswith("new_")], memory
+        self._regions: dict[str, Region] = {}
 
-    def execute(self, regions: Mapping[str, Region]) -> None:
+    def bind(self, name: str, region: Region) -> None:
+        self._regions[name] = region
+
+    def execute(self) -> None:
+        regions = self._regions
         for tensor in self._results:
             out = self._memory.view(regions[tensor.name])
             out[...] = np.arange(out.shape[1]) if tensor.role == "kept" else 0
@@ -32,7 +38,7 @@ class NullBackend:
     """Reads the neutral graphs' manifest entries, never the files."""
 
     name = "null"
-    prefill_rows = 256
+    prefill_rows = PREFILL_ROWS
     logit_rows = 16
 
     def files(self, bundle: Bundle, plan: str) -> dict[str, tuple[Path, GraphInfo]]:

@@ -11,6 +11,7 @@ from edgecomp_runtime.backends import variant
 from edgecomp_runtime.buffers import Bound, HostMemory, Memory, Region
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import BundleError, EdgecompError
+from edgecomp_runtime.limits import PREFILL_ROWS
 from edgecomp_runtime.manifest import GraphInfo
 
 CUDA = "CUDAExecutionProvider"
@@ -23,23 +24,20 @@ class OnnxRuntimeEngine:
         self._session, self._binding, self._device, self._memory = session, session.io_binding(), device, memory
         # what it reads on the host, as lengths that shapes are made of: bound to the GPU, it would be copied back without being waited for
         self._hosted = {value.name for value, info in zip(session.get_inputs(), session.get_input_memory_infos()) if info.name == "Cpu"}
-        self._inputs = {value.name for value in session.get_inputs()}
-        self._outputs = {value.name for value in session.get_outputs()}
-        self._bound: dict[tuple[str, bool], Region] = {}
+        self._ends = [(self._binding.bind_input, {value.name for value in session.get_inputs()}),
+                      (self._binding.bind_output, {value.name for value in session.get_outputs()})]
         self._options = ort.RunOptions()
         if once:
             self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0" if device == "cpu" else "gpu:0")
 
-    def execute(self, regions: Mapping[str, Region]) -> None:
-        for name, region in regions.items():
-            for names, bind in ((self._inputs, self._binding.bind_input), (self._outputs, self._binding.bind_output)):
-                key = name, names is self._inputs
-                if name in names and self._bound.get(key) != region:
-                    if self._device != "cpu" and name in self._hosted:
-                        bind(name, "cpu", 0, region.dtype, region.shape, self._memory.on_host(region))
-                    else:
-                        bind(name, self._device, 0, region.dtype, region.shape, region.address)
-                    self._bound[key] = region
+    def bind(self, name: str, region: Region) -> None:
+        on_host = self._device == "cpu" or name in self._hosted
+        for bind, names in self._ends:
+            if name in names:
+                address = self._memory.on_host(region) if on_host else region.address
+                bind(name, "cpu" if on_host else self._device, 0, region.dtype, region.shape, address)
+
+    def execute(self) -> None:
         self._session.run_with_iobinding(self._binding, self._options)
 
 
@@ -52,7 +50,7 @@ class OnnxRuntimeBackend:
         device: 'cpu' or 'cuda'.
     """
 
-    prefill_rows = 256  # activations grow with it (attention's with the whole window), speed hardly does
+    prefill_rows = PREFILL_ROWS
     logit_rows = 16
 
     def __init__(self, threads: int | None, dialect: str = "onnxruntime", device: str = "cpu"):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cuda.bindings import runtime as cudart
 
+from edgecomp_runtime.backends import BACKENDS
 from edgecomp_runtime.backends.cuda import CudaMemory, capability, checked
 from edgecomp_runtime.buffers import Bound, Memory, Region
 from edgecomp_runtime.bundle import Bundle
@@ -22,7 +23,6 @@ from edgecomp_runtime.manifest import EngineInfo, GraphInfo
 if TYPE_CHECKING:
     import tensorrt as trt
 
-PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # backend: its Python package
 
 
 class TensorRTEngine:
@@ -41,18 +41,25 @@ class TensorRTEngine:
         if self._context is None:
             raise EdgecompError("TensorRT could not make an execution context: the GPU's memory does not hold what the engine works in; "
                                 "build it with a shorter --context or a smaller budget")
-        # a graph of one row is the same work every time but for the bucket
-        self._captures = not rtx and {size for t in graph.inputs for size in t.shape if isinstance(size, str)} <= {
-            t.shape[0] for t in graph.inputs if t.role == "places"}
-        self._graphs: dict[tuple[Region, ...], Any] = {}
-        self._bound: dict[str, Region] = {}
+        # a graph of one row is the same work every time but for the buckets
+        self._places = [t.name for t in graph.inputs if t.role == "places"]
+        self._captures = not rtx and all(isinstance(size, int) for t in graph.inputs if t.role != "places" for size in t.shape)
+        self._buckets: dict[str, tuple[int, ...]] = {}
+        self._graphs: dict[tuple[tuple[int, ...], ...], Any] = {}
 
-    def execute(self, regions: Mapping[str, Region]) -> None:
-        captured = tuple(regions.values())
+    def bind(self, name: str, region: Region) -> None:
+        mode = self._engine.get_tensor_mode(name)
+        if mode == type(mode).INPUT and not self._context.set_input_shape(name, region.shape):
+            raise EdgecompError(f"{name} of shape {list(region.shape)} is outside of what the engine was built for: build it again")
+        self._context.set_tensor_address(name, region.address)
+        if name in self._places:
+            self._buckets[name] = region.shape
+
+    def execute(self) -> None:
+        captured = tuple(self._buckets.values())
         if captured in self._graphs:
             checked(cudart.cudaGraphLaunch(self._graphs[captured], self._stream))
             return
-        self._bind(regions)
         self._enqueue()
         if self._captures:  # the first run, above, did what TensorRT does only once for a shape
             checked(cudart.cudaStreamBeginCapture(self._stream, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
@@ -60,20 +67,9 @@ class TensorRTEngine:
             graph = checked(cudart.cudaStreamEndCapture(self._stream))
             self._graphs[captured] = checked(cudart.cudaGraphInstantiate(graph, 0))
 
-    def _bind(self, regions: Mapping[str, Region]) -> None:
-        for name, region in regions.items():
-            if self._bound.get(name) != region:
-                if self._is_input(name) and not self._context.set_input_shape(name, region.shape):
-                    raise EdgecompError(f"{name} of shape {list(region.shape)} is outside of what the engine was built for: build it again")
-                self._context.set_tensor_address(name, region.address)
-                self._bound[name] = region
-
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(int(self._stream)):
             raise EdgecompError("TensorRT did not run the engine; its reason is in the lines above")
-
-    def _is_input(self, name: str) -> bool:
-        return bool(self._engine.get_tensor_mode(name) == type(self._engine.get_tensor_mode(name)).INPUT)
 
 
 def _rtx_context(engine: Any) -> Any:
@@ -96,7 +92,7 @@ class TensorRTBackend:
 
     def __init__(self, name: str):
         self.name, self._rtx = name, name == "tensorrt-rtx"
-        self._trt: Any = importlib.import_module(PACKAGES[name])
+        self._trt: Any = importlib.import_module(BACKENDS[name][1])
         self._logger = self._trt.Logger(self._trt.Logger.WARNING)
         self._runtime = self._trt.Runtime(self._logger)
 
