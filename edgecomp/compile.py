@@ -1,4 +1,4 @@
-"""Checkpoint to runnable bundle in one go: export, compress, lower."""
+"""Checkpoint to runnable bundle in one go: export, compress, quantize, lower."""
 from __future__ import annotations
 
 import importlib
@@ -9,6 +9,9 @@ from pathlib import Path
 
 from edgecomp.budget import tokens_of
 from edgecomp.compress import Recipe, compress
+from edgecomp.quantize.apply import quantize
+from edgecomp.quantize.rule import BLOCK, check
+from edgecomp.quantize.subset import Calibration
 from edgecomp.writer import goal
 from edgecomp_runtime.bundle import Bundle
 
@@ -17,27 +20,37 @@ EXPORTER = "edgecomp_export.export"
 VERIFIER = "edgecomp_export.layerwise"
 
 
-def compile_model(model: str, out: Path, recipes: Sequence[Recipe], *, precision: str = "fp32", context: int | None = None,
+def compile_model(model: str, out: Path, recipes: Sequence[Recipe], *, precision: str = "fp32", weights: str | None = None, block: int = BLOCK,
+                  unquantized: Sequence[str] = (), calibration: Calibration | None = None, context: int | None = None,
                   image_size: tuple[int, int] | None = None, tiles: int | None = None, max_images: int | None = None, verify: bool = False,
                   say: Callable[[str], None] = lambda line: None) -> list[str]:
-    """Exports a checkpoint and adds a plan for each recipe. See `edgecomp_export.export.export` and `compress`.
+    """Exports a checkpoint, adds a plan for each recipe and quantizes weights and activations.
 
-    With `verify`, the bundle is compared with Hugging Face's model layer by layer before it gets its name; where they differ,
-    VerificationError says where, and nothing is written.
+    See `edgecomp_export.export.export`, `compress` and `quantize`.
+
+    With `verify`, the bundle is compared with Hugging Face's model layer by layer before weights are quantized and it gets its name; where they
+    differ, VerificationError says where, and nothing is written.
 
     Returns:
         The names of the plans made.
     """
     for stage in (stage for recipe in recipes for stage in recipe.stages):
         tokens_of(stage.keep, sys.maxsize)  # a budget that no model could meet is refused before the export
+    if weights:
+        check(weights, block)
+    if calibration:
+        calibration.candidates()  # a folder that cannot serve, too
     export = importlib.import_module(EXPORTER).export
     # on one disk with `out`, for hard links
     with goal(out), tempfile.TemporaryDirectory(prefix=f".{out.name}.export.", dir=out.parent) as folder:
         neutral = export(model, Path(folder) / "neutral", precision=precision, context=context, image_size=image_size, tiles=tiles,
                          max_images=max_images, say=say)
-        compiled = Path(folder) / "compiled" if verify else out
+        compiled = Path(folder) / "compiled" if verify or weights or calibration else out
         names = compress(neutral, compiled, recipes, say=say)
         if verify:
             importlib.import_module(VERIFIER).gate(Bundle.open(compiled), say)
+        if weights or calibration:
+            quantize(compiled, out, weights, block=block, unquantized=unquantized, calibration=calibration, say=say)
+        elif verify:
             compress(compiled, out, [])
         return names

@@ -167,6 +167,9 @@ def compress(source: Path, out: Path, recipes: Sequence[Recipe], *, dialects: Se
     bundle = Bundle.open(source)
     manifest = bundle.manifest
     wanted = [(recipe, planned(recipe, manifest)) for recipe in recipes]
+    if manifest.calibrated and any(cut.kind == "encoder" for _, cuts in wanted for cut in cuts):
+        raise EdgecompError(f"the vision tower of {source} is in {manifest.calibrated.activations}, measured without a cut inside it: compress the "
+                            "bundle that it was made from, then quantize")
     names = [plan_name(*one) for one in wanted]
     plans, graphs = dict(manifest.plans), dict(manifest.graphs)
     with writing(out) as (partial, finish):

@@ -29,6 +29,14 @@ PACKAGE = Path(__file__).parent
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # enum ComputeCapability of TensorRT for RTX 1.7, which builds for them without a GPU
 
 
+# What a number of a profile can be: ten times and more of what the largest accelerators have (NVIDIA's B200: 8 TB/s, 9 dense PFLOPS in fp4, 1 kW;
+# 6.2 GHz is the highest clock of a CPU that is sold), and little enough for the smallest boards, so that a value in another unit is found out
+LIMITS = {"total_gib": (0.25, 1e5), "usable_gib": (0.1, 1e5), "bandwidth_gb_per_s": (0.5, 1e5), "sm_count": (1, 1e4), "cuda_cores": (1, 1e6),
+          "clock_mhz": (20, 2e4), "tensor_clock_mhz": (20, 2e4), "l2_mib": (1e-3, 1e4), "cores": (1, 1e4), "watts": (0.1, 1e5),
+          "power_watts": (0.1, 1e5), **{f"{name}_tflops": (1e-5, 1e6) for name in ("fp32", "fp16", "fp16_acc16", "bf16", "fp8", "fp4")},
+          "int8_tops": (1e-5, 1e6)}
+
+
 @dataclass(frozen=True)
 class Gpu:
     """The GPU at its highest clock. `tensor_clock_mhz`: what the tensor peaks were made with, where that is another clock."""
@@ -116,7 +124,10 @@ class Sources:
 
 @dataclass(frozen=True)
 class Device:
-    """One device: a GPU with what belongs to it, or a CPU. `power_watts` is the card's TDP or the module's maximum."""
+    """One device: a GPU with what belongs to it, or a CPU. `power_watts` is the card's TDP or the module's maximum.
+
+    mode: the power mode that its numbers are of; None: they are the device's highest, and no profile says one.
+    """
     id: str
     name: str
     family: str
@@ -129,6 +140,12 @@ class Device:
     power_modes: tuple[PowerMode, ...] = ()
     software: tuple[Software, ...] = ()
     notes: tuple[str, ...] = ()
+    mode: PowerMode | None = None
+
+    @property
+    def label(self) -> str:
+        """The id as a user says it, with the mode."""
+        return f"{self.id}@{self.mode.name}" if self.mode else self.id
 
     def numbers(self) -> dict[str, float]:
         """Every number that the profile has, by its dotted name."""
@@ -150,17 +167,29 @@ def profile_folder() -> Path:
     return packaged if packaged.is_dir() else PACKAGE.parent / "profiles"
 
 
+def own_folder() -> Path:
+    """Where the user's own profiles and calibrations are: EDGECOMP_PROFILES, else the system's folder for a user's data."""
+    if given := os.environ.get("EDGECOMP_PROFILES"):
+        return Path(given)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "edgecomp" / "profiles"
+
+
 def names(folders: Sequence[Path] | None = None) -> list[str]:
     """The ids of all known devices, sorted."""
     return sorted(_files(folders))
 
 
 def load(name: str, folders: Sequence[Path] | None = None) -> Device:
-    """The profile of that id, from the first of the folders that has it (default: the user's, EDGECOMP_PROFILES, then edgecomp's own); or of that
+    """The profile of that id, from the first of the folders that has it (default: the user's, then edgecomp's own); or of that
     file, where the name ends in .toml. Where only one id goes on behind a name, as `rtx-3060-12gb` does behind `rtx-3060`, the name is enough.
+    `ID@MODE` is the device in that power mode (`edgecomp.power_modes`).
 
     Raises UnknownNameError where there is none, EdgecompError where it cannot be read or does not hold together.
     """
+    name, at, mode = name.rpartition("@") if "@" in Path(name).name else (name, "", "")
+    if at:
+        from edgecomp.power_modes import in_mode  # it knows devices itself
+        return in_mode(load(name, folders), mode)
     files = _files(folders)
     longer = [known for known in files if known.startswith(f"{name}-")]
     if name not in files and len(longer) == 1:
@@ -182,8 +211,7 @@ def load(name: str, folders: Sequence[Path] | None = None) -> Device:
 
 
 def _files(folders: Sequence[Path] | None) -> dict[str, Path]:
-    own = [Path(folder) for folder in [os.environ.get("EDGECOMP_PROFILES")] if folder]
-    searched = [*own, profile_folder()] if folders is None else folders
+    searched = [own_folder(), profile_folder()] if folders is None else folders
     return {path.stem: path for folder in reversed(searched) for path in Path(folder).glob("*.toml")}
 
 
@@ -211,10 +239,21 @@ def _problems(device: Device, path: Path) -> Iterator[str]:
         yield "power_watts is missing: the card's TDP or the module's maximum"
     if repeated := [name for name, count in Counter(mode.name for mode in device.power_modes).items() if count > 1]:
         yield f"power_modes: {repeated[0]!r} is there more than once: give each mode its own name"
+    if device.mode:
+        yield "mode is not for a profile: it is chosen behind the id, as in ID@15W"
     numbers = device.numbers()
     for name, value in numbers.items():
+        least, most = LIMITS[name.rsplit(".", 1)[-1]]
         if not 0 < value < math.inf:
             yield f"{name} is {value}: a positive number is expected; leave out what is not known"
+        elif not least <= value <= most:
+            yield f"{name} is {value:g}, and nothing has that: {least:g} to {most:g} is expected; look at the unit, which is in the name"
+    if device.gpu:
+        own = {"sm_count": device.gpu.sm_count, "clock_mhz": device.gpu.clock_mhz, "bandwidth_gb_per_s": device.memory.bandwidth_gb_per_s}
+        for mode in device.power_modes:
+            for field, most in own.items():
+                if (getattr(mode, field) or 0) > most:
+                    yield f"power_modes.{mode.name}.{field} {getattr(mode, field):g} is more than the device's own {most:g}"
     if (device.memory.usable_gib or 0) > device.memory.total_gib:
         yield f"memory.usable_gib {device.memory.usable_gib} is more than total_gib {device.memory.total_gib}"
     for field in ("spec", "peaks", *(("power",) if device.power_watts else ())):

@@ -63,7 +63,8 @@ def measure_here(spec: Spec) -> dict[str, Any]:
         generation.finish()
         runs.append(asdict(generation.statistics))
     latency: dict[str, Any] = {phase: spread([run[phase] for run in runs[1:]]) for phase in PHASES}  # the first one warms up
-    latency |= {"load_ms": load_ms, "repeats": spec.repeats, "prompt_rows": runs[0]["prompt_rows"]}
+    latency |= {"kind": "measured", "load_ms": load_ms, "repeats": spec.repeats, "prompt_rows": runs[0]["prompt_rows"],
+                "new_tokens": runs[0]["new_tokens"]}
     peak, meter = memory.peak()
     result = {"latency": latency, "peak_bytes": peak, "meter": meter, "said": generation.text.strip(),
               "kept": list(session.kept(spec.image, spec.prompt).values())[-1].tolist(), "accuracy": None}
@@ -84,7 +85,7 @@ def _accuracy(session: Any, spec: Spec) -> dict[str, Any]:
     questions = read_questions(Path(spec.data or ""), spec.layout, Path(spec.image_folder) if spec.image_folder else None, spec.suffix)
     pictures = set(list(dict.fromkeys(q.image for q in questions))[:spec.images])
     answers = evaluate(session, [q for q in questions if q.image in pictures])
-    return {"all": accuracy(answers), "metric": questions[0].metric.title, "by_task": by_task(answers), "questions": len(answers),
+    return {"kind": "measured", "all": accuracy(answers), "metric": questions[0].metric.title, "by_task": by_task(answers), "questions": len(answers),
             "scenes": len(pictures)}
 
 

@@ -8,7 +8,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -120,9 +120,9 @@ def _interrupts_later() -> Iterator[None]:
             signal.raise_signal(waiting[0])
 
 
-def copy_files(bundle: Bundle, partial: Path) -> None:
-    """Puts every file of a bundle into the folder: hard links where the file system can, for weights are large."""
-    for name in bundle.manifest.files:
+def copy_files(bundle: Bundle, partial: Path, names: Iterable[str] | None = None) -> None:
+    """Puts files of a bundle, all of them if none are named, into the folder: hard links where the file system can, for weights are large."""
+    for name in bundle.manifest.files if names is None else names:
         source, goal = bundle.file(name), partial / name
         goal.parent.mkdir(parents=True, exist_ok=True)
         try:

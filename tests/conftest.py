@@ -57,8 +57,9 @@ def manifest_of(tiles: Sequence[TileInfo], tokens: int | None = None, *, cut: tu
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stamps of seen weight files go to a folder of the test run, never to the user's."""
+    """Stamps of seen weight files go to a folder of the test run, never to the user's, whose devices and calibrations do not count here."""
     monkeypatch.setenv("EDGECOMP_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("EDGECOMP_PROFILES", str(tmp_path_factory.getbasetemp() / "profiles"))
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ class Exposed:
         model = load(self.bundle.file("graphs/decoder.onnx"))
         for cut in cuts:
             in_decoder(model, self.bundle.manifest.decoder, cut.layer, cut.step, compact=compact, expose=True)
-        return self._run(model, feeds, [(cut, f".{cut.layer}") for cut in cuts])
+        return self._run(model, {**feeds, **ends(feeds)}, [(cut, f".{cut.layer}") for cut in cuts])
 
     def _run(self, model: ir.Model, feeds: dict[str, np.ndarray], cuts: Sequence[tuple[Cut, str]]) -> list[Seen]:
         """The graph as far as these steps, each with its results' suffix. Caches are as long as the window, and empty."""
@@ -81,6 +81,16 @@ class Exposed:
                 given[value.name] = feeds[value.name]
         out = dict(zip((value.name for value in session.get_outputs()), session.run(None, given)))
         return [Seen(out[features], [out[name] for name in signals], out.get(order)) for features, signals, order in seen]
+
+
+def ends(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What onnxruntime's attention takes for a prefill: where the new rows end in each cache, and their numbers."""
+    counts = {"": feeds["embeddings"].shape[1], **{f".{name.split('.')[1]}": len(feeds[name]) for name in feeds if name.startswith("row_map.")}}
+    found: dict[str, np.ndarray] = {}
+    for layer, rows in counts.items():
+        found |= {f"last_row{layer}": np.array([rows - 1], np.int32), f"total_rows{layer}": np.array(rows, np.int32),
+                  f"row_numbers{layer}": np.arange(rows)[None]}
+    return found
 
 
 def by_rule(cut: Cut, seen: Seen, picture: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,8 @@ SOURCES = {"gpu": ("spec",), "cpu": ("spec",), "memory": ("spec", "usable_memory
 def command(name: str | None, as_json: bool, detect: bool) -> None:
     """List the known devices, or show all that is known about the device NAME and where it is from.
 
-    A profile of your own is a TOML file: name it wherever a device is asked for, or put it into the folder EDGECOMP_PROFILES.
+    A profile of your own is a TOML file: name it wherever a device is asked for, or put it into the folder EDGECOMP_PROFILES (by default
+    ~/.local/share/edgecomp/profiles), where calibrations are, too.
     """
     if detect:
         if name:
@@ -65,7 +66,7 @@ def _cell(device: Device, name: str) -> str:
 
 def _everything(device: Device) -> str:
     data = dataclasses.asdict(device)
-    lines = [f"{device.name} ({device.id}, {device.family})"]
+    lines = [f"{device.name} ({device.label}, {device.family})"]
     for table in ("gpu" if device.gpu else "cpu", "memory", "peaks"):
         lines += ["", f"{table} (dense)" if table == "peaks" else table]
         lines += [f"  {field:20}{_value(device, f'{table}.{field}', value)}" for field, value in data[table].items()

@@ -2,11 +2,27 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgecomp.commands.options import BUNDLE, JSON, columns, print_json
+
+if TYPE_CHECKING:
+    from edgecomp_runtime.manifest import Manifest
+
+
+def _quantized(manifest: Manifest) -> str:
+    """Which weights have how few bits, and what was calibrated, in words."""
+    found = ""
+    if manifest.quantized:
+        by_bits = Counter(manifest.quantized.bits.values())
+        found = f"; {' and '.join(f'{by_bits[bits]} in int{bits}' for bits in sorted(by_bits))}, in blocks of {manifest.quantized.block}"
+    if tower := manifest.calibrated:
+        found += f"; the vision graph's products in {tower.activations}, calibrated on {len(tower.images)} pictures"
+    return found
 
 
 @click.command("inspect")
@@ -30,7 +46,7 @@ def command(bundle: Path, verify_hashes: bool, as_json: bool) -> None:
                f"{vision.layers} layers\n"
                f"decoder  {decoder.layers} layers, {decoder.heads} heads ({decoder.key_value_heads} of keys and values), width {decoder.hidden}, "
                f"window {decoder.context}\n"
-               f"weights  {weight_bytes(manifest) / 2**20:.1f} MiB, shared by all plans\n")
+               f"weights  {weight_bytes(manifest) / 2**20:.1f} MiB, shared by all plans{_quantized(manifest)}\n")
     rows: list[tuple[str, ...]] = [("plan", "visual tokens", "cache rows", "cache MiB", "position", "runs on")]
     for name, plan in manifest.plans.items():
         tokens = [plan.tokens_at(layer) for layer in range(decoder.layers)]

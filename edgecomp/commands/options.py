@@ -14,6 +14,7 @@ import click
 if TYPE_CHECKING:
     from edgecomp.compress import Recipe
     from edgecomp.methods.base import Method
+    from edgecomp.quantize.subset import Calibration
 
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 OUTPUT = click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="The bundle to write.")
@@ -54,6 +55,57 @@ POSITION = click.option("--position", type=click.Choice(["keep", "compact"]), de
 PRECISION = click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Of weights and arithmetic.")
 CONTEXT = click.option("--context", type=click.IntRange(min=1),
                        help="Rows of the window, before compression. [default: 2048, or what the pictures need, or the model's]")
+
+
+def quantization(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options on weights in fewer bits: `weights`, `block` and `unquantized`."""
+    for option in (
+        click.option("--unquantized", multiple=True, metavar="PATTERN",
+                     help="With --weights or --activations: names of weights that stay as they are, such as 'lm_head.*' or '*.layers.0.*'. May be "
+                          "repeated."),
+        click.option("--block", type=click.INT, help="With --weights: numbers of a row that share a scale. [default: 32]"),
+        click.option("--weights", metavar="int8|int4", help="The decoder's weights in blocks of whole numbers; int4 has the head in int8."),
+    ):
+        command = option(command)
+    return command
+
+
+def calibrated(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options on the vision tower in whole numbers, as the argument `calibration`."""
+    @functools.wraps(command)
+    def with_calibration(activations: str | None, pictures: Path | None, number: int | None, choice: str | None, seed: int | None,
+                         **rest: Any) -> Any:
+        given = {"images": number, "choice": choice, "seed": seed}
+        return command(calibration=_calibration(activations, pictures, {name: value for name, value in given.items() if value is not None}), **rest)
+    wrapped: Callable[..., Any] = with_calibration
+    for option in (
+        click.option("--calibration-seed", "seed", type=click.INT, help="Of what is drawn. [default: 0]"),
+        click.option("--calibration-choice", "choice", metavar="random|cover",
+                     help="'random', or 'cover': pictures that together have what stands out in any, for which the tower is run on up to 16 times "
+                          "as many. [default: random]"),
+        click.option("--calibration-images", "number", type=click.IntRange(min=1), help="Pictures to calibrate on. [default: 32]"),
+        click.option("--calibration", "pictures", type=click.Path(path_type=Path),
+                     help="With --activations: a folder of pictures such as the model will see, on which each plan's vision graph is run."),
+        click.option("--activations", metavar="int8",
+                     help="The vision tower's products in int8: weights, and what enters them, with scales from --calibration. Measured as faster on "
+                          "a CPU with AVX-512 VNNI; --backend onnxruntime-cuda leaves them to the CPU."),
+    ):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def _calibration(activations: str | None, folder: Path | None, rest: dict[str, Any]) -> Calibration | None:
+    if activations is None:
+        if folder is not None or rest:
+            raise click.UsageError("--calibration and its choices go with --activations int8")
+        return None
+    from edgecomp.quantize.subset import Calibration
+    from edgecomp_runtime.errors import UnknownNameError
+    if activations != "int8":
+        raise UnknownNameError("precision of activations", activations, ["int8"])
+    if folder is None:
+        raise click.UsageError("--activations int8 needs --calibration, a folder of pictures such as the model will see")
+    return Calibration(folder, **rest)
 
 
 class _Tiles(click.IntRange):

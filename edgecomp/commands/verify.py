@@ -76,10 +76,10 @@ def _whole(path: Path, model: str | None, images: tuple[str, ...], prompts: tupl
     pictures: list[Any] = list(images) or importlib.import_module("edgecomp_export.layerwise").pictures(manifest)
     questions = [(q.image, q.question) for q in read_questions(data)] if data else [(i, p) for i in pictures for p in prompts]
     say(f"loading {model or manifest.source.model}")
-    reference = verification.reference_of(manifest, model)
+    reference = verification.reference_of(session.bundle, model)
     with progress(f"{session.plan_name}, {len(questions[:limit])} questions", len(questions[:limit])) as bar:
         found = verification.verify(session, reference, questions[:limit], lambda: bar.update(1))
-    tolerance = verification.TOLERANCE[manifest.precision]
+    tolerance = verification.tolerance(manifest)
     worst = max(c.logits for c in found)
     good = all(c.same for c in found) and worst <= tolerance
     if as_json:

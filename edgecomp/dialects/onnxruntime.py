@@ -13,11 +13,17 @@ import onnx_ir as ir
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, InlinePass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from edgecomp.dialects.cuts import where_pictures
+from edgecomp.dialects.integer_products import integer_products
+from edgecomp.dialects.joined import join_small_products
+from edgecomp.dialects.packed import pack_projections
+from edgecomp.dialects.quantized import quantized_products
+from edgecomp.dialects.rotary import whole_rotary
 from edgecomp.dialects.segments import MICROSOFT, BothWays
-from edgecomp.ir.rewrite import DOMAIN, KEYS_BIAS, SEGMENTS, constant, dims, inputs, insert, made_by, nodes, replace
+from edgecomp.ir.rewrite import DOMAIN, KEYS_BIAS, SEGMENTS, constant, dims, ends_as_result, inputs, insert, made_by, nodes, replace
 from edgecomp_runtime.errors import EdgecompError
 
 HEAD_PIECE = 16 * 2**20  # bytes
+LARGER = 4  # times the next largest weight: what its copy decides then
 PAGE_ROWS = 2048  # rows of 2-byte numbers that end on a page, whatever their width
 
 
@@ -26,6 +32,7 @@ def lower(model: ir.Model) -> None:
     InlinePass()(model)
     for mark in nodes(model, "Mark", DOMAIN):
         replace(model, mark, inputs(mark)[0])
+    whole_rotary(model)
     lengths, both_ways = _CacheLengths(model), {}
     for attention in nodes(model, "Attention", DOMAIN):
         if not attention.attributes["causal"].as_int():
@@ -35,7 +42,13 @@ def lower(model: ir.Model) -> None:
         if length not in both_ways:
             both_ways[length] = BothWays(model, length)
         _grouped_query(model, attention, lengths, both_ways[length])
+    integer_products(model)
+    quantized_products(model)
     _transposed_weights(model)
+    pack_projections(model)
+    if lengths.made:  # in decoders, which take one row at a time: to take many rows' results apart costs what joining gains
+        RemoveUnusedNodesPass()(model)  # products that were packed
+        join_small_products(model)
     _split_head(model)
     _quick_gelu(model)
     _skip_norm(model)
@@ -44,29 +57,38 @@ def lower(model: ir.Model) -> None:
         where_pictures(model, cut)
     CommonSubexpressionEliminationPass()(model)
     RemoveUnusedNodesPass()(model)
+    lengths.drop_unread()
     RemoveUnusedOpsetsPass()(model)
     model.opset_imports[MICROSOFT] = 1
 
 
 class _CacheLengths:
-    """GroupQueryAttention's two views of a cache length, made once for all layers that share it: rows before and with the new ones."""
+    """GroupQueryAttention's two views of a cache length, once for all layers that share it: inputs, which the host fills.
+
+    Computed from the length, one of them would have to come from the host to the GPU in the middle of a step, and no CUDA graph could
+    be made of it.
+    """
 
     def __init__(self, model: ir.Model):
         self.model = model
         self.made: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
 
-    def of(self, attention: ir.Node, query: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """(last row's index [batch] int32, total rows int32 scalar), for new rows of a query [batch, rows, hidden]."""
-        length = inputs(attention)[5]
+    def of(self, attention: ir.Node) -> tuple[ir.Value, ir.Value]:
+        """(index of the last row in the cache [batch] int32, total rows int32 scalar), the new rows counted."""
+        past, length = inputs(attention)[3], inputs(attention)[5]
         if length not in self.made:
-            batch, = insert(self.model, attention, "Shape", [query], {"start": 0, "end": 1})
-            rows, = insert(self.model, attention, "Shape", [query], {"start": 1, "end": 2})
-            total, = insert(self.model, attention, "Add", [length, rows])  # [1]
-            narrow, = insert(self.model, attention, "Cast", [total], {"to": ir.DataType.INT32})
-            last, = insert(self.model, attention, "Sub", [narrow, constant(self.model, "one_int32", np.array([1], np.int32))])
-            every, = insert(self.model, attention, "Expand", [last, batch])
-            self.made[length] = every, insert(self.model, attention, "Squeeze", [narrow])[0]
+            layer = (length.name or "").removeprefix("length")
+            last, total = (ir.Value(name=name + layer, type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape(shape))
+                           for name, shape in (("last_row", dims(past)[:1]), ("total_rows", ())))
+            self.model.graph.inputs.extend([last, total])
+            self.made[length] = last, total
         return self.made[length]
+
+    def drop_unread(self) -> None:
+        """Takes lengths away that nothing else reads."""
+        for length in self.made:
+            if not length.uses():
+                self.model.graph.inputs.remove(length)
 
 
 def _grouped_query(model: ir.Model, node: ir.Node, lengths: _CacheLengths, both_ways: BothWays) -> None:
@@ -75,7 +97,7 @@ def _grouped_query(model: ir.Model, node: ir.Node, lengths: _CacheLengths, both_
     flat = [_rows_by_hidden(model, node, v) for v in (query, key, value)]
     attributes = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": node.attributes["scale"].as_float(),
                   "softcap": node.attributes["softcap"].as_float(), "local_window_size": node.attributes["window"].as_int() or -1}
-    given = [*flat, past_key, past_value, *lengths.of(node, flat[0])]
+    given = [*flat, past_key, past_value, *lengths.of(node)]
     out, new_key, new_value = insert(model, node, "GroupQueryAttention", given, attributes, MICROSOFT, 3)
     for kind, present, past in (("key", new_key, past_key), ("value", new_value, past_value)):
         present.name, present.type, present.shape = f"cache_{kind}_out.{layer}", past.type, past.shape
@@ -149,12 +171,16 @@ def _split_head(model: ir.Model) -> None:
     """The head's weight as several row ranges of the same bytes, their logits side by side.
 
     onnxruntime packs each weight into a copy before it lets go of the mapped file. With a small model's large vocabulary
-    that one copy decides the peak: 108 MiB of 650 at 49,280 words and width 576.
+    that one copy decides the peak: 108 MiB of 650 at 49,280 words and width 576. Of a large model's, whose head is hardly larger than
+    its other weights, one product is faster than many.
     """
+    stored = [value.const_value for value in model.graph.initializers.values() if isinstance(value.const_value, ir.ExternalTensor)]
     for head in nodes(model, "FusedMatMul", MICROSOFT):
         x, weight = inputs(head)
         tensor = weight.const_value
-        if not _ends_as_result(head.outputs[0]) or not isinstance(tensor, ir.ExternalTensor) or tensor.nbytes <= 2 * HEAD_PIECE:
+        if not ends_as_result(head.outputs[0]) or not isinstance(tensor, ir.ExternalTensor) or tensor.nbytes <= 2 * HEAD_PIECE:
+            continue
+        if tensor.nbytes <= LARGER * max((other.nbytes for other in stored if other is not tensor), default=0):
             continue
         rows, width = weight.shape.numpy() if weight.shape else (0, 0)
         row_bytes = tensor.nbytes // rows
@@ -169,12 +195,6 @@ def _split_head(model: ir.Model) -> None:
             model.graph.register_initializer(value)
             logits += insert(model, head, "FusedMatMul", [x, value], {"transB": 1}, MICROSOFT)
         replace(model, head, insert(model, head, "Concat", logits, {"axis": -1})[0])
-
-
-def _ends_as_result(value: ir.Value) -> bool:
-    """Whether a value is a result of the graph, or becomes one by a soft cap."""
-    readers = [node for node, _ in value.uses()]
-    return value.is_graph_output() or (len(readers) == 1 and readers[0].op_type in ("Div", "Tanh", "Mul") and _ends_as_result(readers[0].outputs[0]))
 
 
 def _quick_gelu(model: ir.Model) -> None:

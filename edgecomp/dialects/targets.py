@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgecomp.dialects.plain_operators import REDUCTIONS, type_of
-from edgecomp.ir.rewrite import dims, inputs
+from edgecomp.ir.rewrite import dims, inputs, nodes
 
+IN_BLOCKS = 21  # the opset since which DequantizeLinear has blocks
 SIXTEEN = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _PARSER = "https://github.com/onnx/onnx-tensorrt"
 _DOCS = "https://docs.nvidia.com/deeplearning/tensorrt"
@@ -39,7 +40,8 @@ class Target:
     """One release, as the dialect of this name is lowered for.
 
     opset: of the written model. operators: of ONNX's own domain, that the parser imports. int64: has the type; without it, inputs and
-    outputs are int32. bf16, fp8, fp4: types of a strongly typed network; int4: of weights, in blocks with a scale each.
+    outputs are int32. bf16, fp8, fp4: types of a strongly typed network; int4: of weights, in blocks with a scale each; int8_blocks: the same
+    of int8.
     strongly_typed: networks compute in the types that the graph says. most_topk: k of TopK.
     heads: widths for which the Attention operator has kernels, in 16-bit types alone. sources: of the row, each a page or what was tried.
     """
@@ -53,6 +55,8 @@ class Target:
     int4: bool
     fp4: bool
     sources: tuple[str, ...]
+    int8_weights: bool = True  # constants that DequantizeLinear reads with a scale a row
+    int8_blocks: bool = False  # the page on DequantizeLinear of the first releases that know blocks names int4 alone
     most_topk: int = 3840  # https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/operators/TopK.html; RTX 1.7 fails to build 3841
     heads: range = range(16, 257, 8)  # RTX 1.7 builds these for all of its GPUs, and fails to build 8, 12, 20, 36, 68, 264 and 288
 
@@ -82,8 +86,9 @@ class Target:
 
 
 TARGETS = {target.name: target for target in (
-    Target("tensorrt-8.6", 17, _OPERATORS_8_6, int64=False, strongly_typed=False, bf16=False, fp8=False, int4=False, fp4=False, sources=(
-        f"{_PARSER}/blob/6d0ab7be324d02c7feb3a306b6fdbeae84f71ddc/docs/operators.md", _CHANGES)),
+    Target("tensorrt-8.6", 17, _OPERATORS_8_6, int64=False, strongly_typed=False, bf16=False, fp8=False, int4=False, fp4=False,
+           int8_weights=False, sources=(f"{_PARSER}/blob/6d0ab7be324d02c7feb3a306b6fdbeae84f71ddc/docs/operators.md", _CHANGES,
+                                        "https://github.com/megvii-research/Sparsebit/issues/16: what 8.2 says of such a weight")),
     # 10.0's operators.md says opset 20
     Target("tensorrt-10.3", 20, _OPERATORS_10_3, int64=True, strongly_typed=True, bf16=True, fp8=True, int4=True, fp4=False, sources=(
         _CHANGES, f"{_DOCS}/operators/docs/Dequantize.html", "tensorrt.so of PyPI's 10.3.0: no add_attention, no add_kv_cache_update")),
@@ -91,10 +96,12 @@ TARGETS = {target.name: target for target in (
         _CHANGES, f"{_PARSER}/pull/1043", f"{_PARSER}/pull/1048", "tensorrt.so of PyPI's 10.13.3.9: no add_attention, no add_kv_cache_update")),
     Target("tensorrt-10.16", 24, _OPERATORS_10_16, int64=True, strongly_typed=True, bf16=True, fp8=True, int4=True, fp4=True, sources=(
         f"{_PARSER}/pull/1043", f"{_PARSER}/pull/1048", f"{_DOCS}/10.16.1/_static/operators/Attention.html", _ATTENTION, _CACHE)),
-    Target("tensorrt-11.4", 24, _OPERATORS_10_16 | {"Swish"}, int64=True, strongly_typed=True, bf16=True, fp8=True, int4=True, fp4=True, sources=(
+    Target("tensorrt-11.4", 24, _OPERATORS_10_16 | {"Swish"}, int64=True, strongly_typed=True, bf16=True, fp8=True, int4=True, fp4=True,
+           int8_blocks=True, sources=(
         f"{_PARSER}/pull/1054", f"{_DOCS}/11.1.0/_static/operators/Attention.html", f"{_DOCS}/latest/_static/operators/KVCacheUpdate.html",
-        f"{_DOCS}/11.0.0/inference-library/work-quantized-types.html")),
-    Target("tensorrt-rtx-1.7", 24, _OPERATORS_RTX_1_7, int64=True, strongly_typed=True, bf16=True, fp8=True, int4=True, fp4=True, sources=(
+        f"{_DOCS}/11.0.0/inference-library/work-quantized-types.html", f"{_DOCS}/latest/_static/operators/Quantize.html")),
+    Target("tensorrt-rtx-1.7", 24, _OPERATORS_RTX_1_7, int64=True, strongly_typed=True, bf16=True, fp8=True, int4=True, fp4=True,
+           int8_blocks=True, sources=(
         "tensorrt_rtx 1.7.1.116: graphs parsed and engines built", "https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/"
         "support-matrix-1/1.5.html")),
 )}
@@ -105,7 +112,7 @@ NO_GRAPH = ("NonZero", "NonMaxSuppression", "Loop", "Scan", "If")
 def refused(model: ir.Model, target: Target) -> list[str]:
     """What a target does not take of a graph, each with the reason; nothing is found in a graph that was lowered for it."""
     found = []
-    if model.graph.opset_imports.get("", 0) > target.opset:
+    if model.graph.opset_imports.get("", 0) > opset_for(model, target):
         found.append(f"opset {model.graph.opset_imports['']}: {target.name} is written in {target.opset}")
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.dtype == ir.DataType.INT64 and not target.int64:
@@ -120,6 +127,12 @@ def refused(model: ir.Model, target: Target) -> list[str]:
         if dtype in types and not taken:
             found.append(f"{dtype.name}: a type that {target.name} has not")
     return found
+
+
+def opset_for(model: ir.Model, target: Target) -> int:
+    """What a model is written in for a target: no opset before 21 has blocks of a weight, and a release that takes them reads them as 21 has them."""
+    in_blocks = any("block_size" in node.attributes for node in nodes(model, "DequantizeLinear"))
+    return max(target.opset, IN_BLOCKS) if in_blocks else target.opset
 
 
 def _foreign(node: ir.Node, target: Target) -> str:
@@ -168,5 +181,17 @@ def _reduction(node: ir.Node, target: Target) -> str:
     return "of whole numbers" if not target.int64 and dtype.is_integer() else ""
 
 
-_CHECKS = {"ScatterElements": _scatter, "ScatterND": _scatter, "TopK": _topk, "Attention": _attention, "TensorScatter": _update,
-           **dict.fromkeys((*REDUCTIONS, "ReduceSum"), _reduction)}
+def _blocks(node: ir.Node, target: Target) -> str:
+    numbers = inputs(node)[0]
+    if "block_size" not in node.attributes:
+        return "" if target.int8_weights or not numbers.is_initializer() else (
+            f"{numbers.name} is in int8, which {target.name} is not known to take: use the bundle that was quantized")
+    if (target.int4 if numbers.dtype == ir.DataType.INT4 else target.int8_blocks):
+        return ""
+    taken = ("takes blocks of int4 alone: quantize with --weights int4 --unquantized 'lm_head.*'" if target.int4 else
+             "takes none: use the bundle that was quantized")
+    return f"{numbers.name} is in blocks of {type_of(numbers).name.lower()}, and {target.name} {taken}"
+
+
+_CHECKS = {"DequantizeLinear": _blocks, "ScatterElements": _scatter, "ScatterND": _scatter, "TopK": _topk, "Attention": _attention,
+           "TensorScatter": _update, **dict.fromkeys((*REDUCTIONS, "ReduceSum"), _reduction)}

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, InlinePass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from edgecomp.dialects.plain_operators import REDUCTIONS, type_of, write_in_opset, write_plainly
-from edgecomp.dialects.targets import Target
+from edgecomp.dialects.targets import Target, opset_for
 from edgecomp.dialects.tensorrt_attention import Piece, Stretch, attend
 from edgecomp.ir.rewrite import DOMAIN, dims, inputs, nodes, replace
 from edgecomp.passes.tape import Tape, typed
@@ -53,7 +53,7 @@ def lower(model: ir.Model, part: str, target: Target, cache_rows: Sequence[int] 
     write_plainly(model, target.operators - {"CastLike"})  # of which only newer tables speak, and which a Cast replaces at no cost
     if not target.int64:
         _without_int64(model)
-    write_in_opset(model, target.opset)
+    write_in_opset(model, opset_for(model, target))
     model.graph.sort()
     CommonSubexpressionEliminationPass()(model)
     RemoveUnusedNodesPass()(model)

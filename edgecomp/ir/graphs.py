@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import onnx_ir as ir
 
+from edgecomp.ir import int4
 from edgecomp_runtime.manifest import GraphInfo, TensorInfo
 
 ALIGNMENT = 4096  # a page, so that every tensor can be memory-mapped by itself
@@ -26,23 +27,28 @@ class WeightFile:
     def add(self, name: str, array: np.ndarray[Any, Any]) -> ir.ExternalTensor:
         """Writes an array, unless its bytes are there already, and returns the reference to it."""
         data = np.ascontiguousarray(array)
-        flat = data.reshape(-1).view(np.uint8)
+        return self.add_bytes(name, data.reshape(-1).view(np.uint8), ir.DataType.from_numpy(data.dtype), data.shape)
+
+    def add_bytes(self, name: str, flat: np.ndarray[Any, Any], dtype: ir.DataType, shape: Sequence[int]) -> ir.ExternalTensor:
+        """`add` for a tensor whose bytes are given as they are stored: of several numbers a byte, of a type that numpy has not."""
         key = hashlib.sha256(flat.data).hexdigest()
         if key not in self._offsets:
             self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
             self._offsets[key] = self._file.tell()
             self._file.write(flat.data)
-        return ir.ExternalTensor(self.path.name, self._offsets[key], flat.nbytes, ir.DataType.from_numpy(data.dtype),
-                                 name=name, shape=ir.Shape(data.shape), base_dir=self.path.parent)
+        return ir.ExternalTensor(self.path.name, self._offsets[key], flat.nbytes, dtype, name=name, shape=ir.Shape(shape),
+                                 base_dir=self.path.parent)
 
     def move_weights(self, model: ir.Model, content: Callable[[str], np.ndarray[Any, Any] | None] = lambda name: None) -> None:
         """Moves a graph's weights into this file; constants under a kilobyte stay in the graph.
+
+        They lie in the order in which the graph reads them, so that what is read together can be taken for one.
 
         Args:
             model: the graph.
             content: the content of a named weight, where the graph has only its shape; None where it has the content itself.
         """
-        for name, value in model.graph.initializers.items():
+        for name, value in in_order_of_use(model):
             tensor = value.const_value
             if tensor is None:
                 continue
@@ -54,6 +60,12 @@ class WeightFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def in_order_of_use(model: ir.Model) -> list[tuple[str, ir.Value]]:
+    """A graph's weights by name, first those that its nodes read, in their order."""
+    read = {value.name or "": value for node in model.graph for value in node.inputs if value is not None and value.is_initializer()}
+    return [*{**read, **model.graph.initializers}.items()]
 
 
 def load(path: Path) -> ir.Model:
@@ -70,8 +82,11 @@ def read(tensor: ir.TensorProtocol) -> np.ndarray[Any, Any]:
     """A tensor's content; a weight's is mapped from its file. onnx_ir itself refuses files with hard links, by which bundles share weights."""
     if not isinstance(tensor, ir.ExternalTensor):
         return tensor.numpy()
-    path = Path(tensor.base_dir) / tensor.location
-    return np.memmap(path, dtype=tensor.dtype.numpy(), mode="r", offset=tensor.offset or 0, shape=tuple(tensor.shape.numpy()))
+    path, shape = Path(tensor.base_dir) / tensor.location, tuple(tensor.shape.numpy())
+    if tensor.dtype == ir.DataType.INT4:
+        *lead, last = shape
+        return int4.unpacked(np.memmap(path, np.uint8, "r", tensor.offset or 0, (*lead, last // 2))).view(tensor.dtype.numpy())
+    return np.memmap(path, dtype=tensor.dtype.numpy(), mode="r", offset=tensor.offset or 0, shape=shape)
 
 
 def describe(model: ir.Model) -> GraphInfo:

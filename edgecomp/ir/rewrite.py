@@ -36,6 +36,12 @@ def dims(value: ir.Value) -> tuple[int | ir.SymbolicDim, ...]:
     return value.shape.dims
 
 
+def ends_as_result(value: ir.Value) -> bool:
+    """Whether a value is a result of the graph, or becomes one by a soft cap."""
+    readers = [node for node, _ in value.uses()]
+    return value.is_graph_output() or (len(readers) == 1 and readers[0].op_type in ("Div", "Tanh", "Mul") and ends_as_result(readers[0].outputs[0]))
+
+
 def marks(model: ir.Model, signal: str) -> dict[int, ir.Node]:
     """The Mark nodes of a signal by layer (-1 where it has none), in the order of the layers."""
     found = [n for n in nodes(model, "Mark", DOMAIN) if n.attributes["signal"].as_string() == signal]

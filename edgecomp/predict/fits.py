@@ -1,6 +1,7 @@
 """Whether memory fits a device beside its system, and what would make it fit."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgecomp.devices import Device
@@ -13,7 +14,11 @@ SYSTEM_GIB = {"unified": (0.54, 2.24), "card": (0.6, 1.5)}
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether memory fits a device: 'fits' beside a desktop, 'tight' without one only, or 'does not fit'. `way_out` names the largest part."""
+    """Whether memory fits a device: 'fits' beside a desktop with all of its interval, 'does not fit' without one with any of it, or 'tight'.
+
+    usable_bytes: what the device has beside its system, without a desktop. largest: the largest part. way_out: what would make it fit, ''
+    where it does.
+    """
     verdict: str
     needed_bytes: int
     usable_bytes: int
@@ -27,20 +32,25 @@ def kept_by_system(device: Device) -> tuple[int, int]:
     return round(least * GIB), round(most * GIB)
 
 
-def judge(parts: dict[str, int], device: Device) -> Verdict:
-    """Whether parts of memory fit a device beside its system, and what would make them fit."""
-    usable = round((device.memory.usable_gib or device.memory.total_gib) * GIB)
+def judge(parts: Mapping[str, float], device: Device, low: float | None = None, high: float | None = None) -> Verdict:
+    """Whether parts of memory fit a device beside its system, and what would make them fit; `low` to `high` is the interval of their sum."""
+    has = (device.memory.usable_gib or device.memory.total_gib) * GIB
     least, most = kept_by_system(device)
     needed, largest = sum(parts.values()), max(parts, key=lambda part: parts[part])
-    if needed + most <= usable:
-        return Verdict("fits", needed, usable, largest, "")
-    short = needed + least - usable
+    low, high = needed if low is None else low, needed if high is None else high
+    usable = has - least
+    verdict = "fits" if high <= has - most else "does not fit" if low > usable else "tight"
     share = f"{largest} {parts[largest] / GIB:.2f} of {needed / GIB:.2f} GiB"
-    if short <= 0:
-        return Verdict("tight", needed, usable, largest, f"{share}; it fits where no desktop runs")
-    way = way_out(largest)
-    enough = "" if parts[largest] > short else ", which alone is not enough"
-    return Verdict("does not fit", needed, usable, largest, f"{short / GIB:.2f} GiB short, {share}: {way}{enough}")
+    if verdict == "fits":
+        way = ""
+    elif needed <= usable and high > usable:
+        way = f"{share}; it may need up to {high / GIB:.2f} GiB: {way_out(largest)}"
+    elif needed <= usable:
+        way = f"{share}; it fits where no desktop runs"
+    else:
+        short = needed - usable
+        way = f"{short / GIB:.2f} GiB short, {share}: {way_out(largest)}{'' if parts[largest] > short else ', which alone is not enough'}"
+    return Verdict(verdict, round(needed), round(usable), largest, way)
 
 
 def way_out(largest: str) -> str:

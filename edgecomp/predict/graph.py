@@ -78,7 +78,7 @@ def count(model: ir.Model, run: Run, only: set[ir.Node] | None = None) -> Work:
         if node.op_type.startswith("Gather") and given[0] in fixed:
             weights = [node.outputs[0]]
         flops = {precision(given[0]): _flops(node)} if product else {}
-        total = total_of(total, Work(flops, sum(map(nbytes, weights)), 0.0, 0.0, 0.0, 0))
+        total = total_of(total, Work(flops, sum(map(_stored, weights)), 0.0, 0.0, 0.0, 0))
     return total_of(total, Work({}, 0.0, 0.0, 0.0, sum(map(nbytes, moved)), 0))
 
 
@@ -92,6 +92,14 @@ def total_of(*works: Work) -> Work:
                 sum(w.activation_bytes for w in works), sum(w.layers for w in works))
 
 
+def _stored(weight: ir.Value) -> float:
+    """Bytes of a constant as a product reads them: of quantized weights, the numbers and their scales."""
+    node = weight.producer()
+    if node is None or node.op_type not in ("DequantizeLinear", "BitwiseXor", "Transpose"):
+        return nbytes(weight)
+    return sum(map(_stored, inputs(node)))
+
+
 def _flops(node: ir.Node) -> float:
     """Of a matrix product or a convolution: two for each element of the result and of the sum behind it."""
     first, second = inputs(node)[:2]
@@ -102,11 +110,13 @@ def _flops(node: ir.Node) -> float:
 
 
 def _grouped_query(node: ir.Node, run: Run) -> Work:
-    """Query [B, S, heads * width], new keys and values [B, S, key heads * width]; what it finds in the cache is past and these."""
-    query, key, _, past = inputs(node)[:4]
-    batch, rows, width = sizes(query)
+    """Query [B, S, heads * width], new keys and values [B, S, key heads * width], or all side by side; it finds in the cache past and these."""
+    query, past = node.inputs[0], node.inputs[3]
+    assert query is not None and past is not None
+    (batch, rows, _), (_, key_heads, _, width) = sizes(query), sizes(past)
     layer, window = int((past.name or "").rpartition(".")[2]), max(node.attributes.get_int("local_window_size", -1), 0)
-    return _causal(query, batch * width, 2 * batch * sizes(key)[-1], rows, run.before(layer), window, False)
+    heads = node.attributes["num_heads"].as_int()
+    return _causal(query, batch * heads * width, 2 * batch * key_heads * width, rows, run.before(layer), window, False)
 
 
 def _multi_head(node: ir.Node, run: Run) -> Work:
@@ -152,7 +162,7 @@ def precision(value: ir.Value) -> str:
 
 # another look at the same bytes, or at shapes alone
 VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Shape", "Size"}
-PRODUCTS = {"MatMul", "FusedMatMul", "Gemm", "Conv"}
+PRODUCTS = {"MatMul", "FusedMatMul", "MatMulNBits", "MatMulIntegerToFloat", "Gemm", "Conv"}
 ATTENTION: dict[tuple[str, str], Callable[[ir.Node, Run], Work]] = {
     (MICROSOFT, "GroupQueryAttention"): _grouped_query, (MICROSOFT, "MultiHeadAttention"): _multi_head, (DOMAIN, "Attention"): _neutral,
 }

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgecomp.ir.graphs import load
+from edgecomp.predict import resident
 from edgecomp.predict.liveness import planned_bytes
 from edgecomp.predict.resolve import Run, resolved, run_of
 from edgecomp_runtime.buffers import is_state
@@ -18,21 +19,7 @@ from edgecomp_runtime.buffers import resolved as shape_of
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import InputError
 from edgecomp_runtime.limits import PREFILL_ROWS
-from edgecomp_runtime.manifest import GraphInfo
-
-MIB = 2**20
-# All measured on x86-64 with Python 3.11, onnxruntime 1.31.1 and glibc 2.36. The process without a model: benchmarks/memory.py's tiny one.
-BASE_BYTES = 78 * MIB
-# What a node takes beside its weights: resident memory after loading graphs of 128 to 875 nodes, with and without methods, less the weights.
-NODE_BYTES = 6 * 1024
-# onnxruntime computes fp16 on a CPU in fp32. Weights are widened when they are loaded, and a share of that is left behind in the heap in
-# pieces, but of tensors above glibc's largest threshold for memory of their own (mallopt(3)): fitted to the two fp16 bundles of the table.
-WIDENED, WIDENED_LEFT, HEAP_BELOW = 2, 0.18, 32 * MIB
-WIDENED_ACTIVATIONS = 3  # a value in fp16 and its copy in fp32: of the two fp16 bundles' measurements, too
-# What a vision graph worked in goes back to the heap after each picture; so much of it stays there at most beside the next one's: fitted to the
-# uncut fp32 bundles of the table.
-VISION_LEFT = 10 * MIB
-LANES = 16  # floats that rows of packed weights are padded to (MLAS, MlasGemmPackBSize)
+from edgecomp_runtime.manifest import GraphInfo, Manifest, PlanInfo
 
 
 def memory_of(bundle: Bundle, plan: str, *, text_rows: int, pictures: int = 1, new_tokens: int = 0) -> dict[str, int]:
@@ -49,24 +36,18 @@ def memory_of(bundle: Bundle, plan: str, *, text_rows: int, pictures: int = 1, n
         UnknownNameError, InputError: no such plan, or it was not lowered for onnxruntime.
     """
     name, info = bundle.plan(plan)
-    files = info.variants.get("onnxruntime")
-    if files is None:
-        raise InputError(f"plan {name!r} has no graphs for onnxruntime: lower it with `edgecomp compress BUNDLE -o BUNDLE`")
-    manifest = bundle.manifest
-    runs = {"vision": run_of(manifest, info, "vision", text_rows=text_rows, pictures=pictures)}
-    runs["prefill"] = _largest_prefill(run_of(manifest, info, "prefill", text_rows=text_rows, pictures=pictures),
-                                       bool(info.cuts or manifest.decoder.bidirectional))
-    found = {"runtime": float(BASE_BYTES), "weights": 0.0, "cache": 0.0, "buffers": 0.0}
+    files = _files(name, info)
+    manifest, runs = bundle.manifest, _runs(bundle.manifest, info, text_rows, pictures, PREFILL_ROWS)
+    found = {"runtime": float(resident.BASE_BYTES), "weights": 0.0, "cache": 0.0, "buffers": 0.0}
     for part, run in runs.items():
         path = bundle.file(files[part])
         graph = load(path)
-        found["runtime"] += NODE_BYTES * sum(1 for _ in graph.graph.all_nodes())
+        found["runtime"] += resident.NODE_BYTES * sum(1 for _ in graph.graph.all_nodes())
         found["weights"] += sum(map(_held, graph.graph.initializers.values()))
         found["buffers"] += _buffers(manifest.graphs[files[part]], run)
-        wide = WIDENED_ACTIVATIONS if manifest.precision == "fp16" else 1
-        block = planned_bytes(resolved(graph, run)) * wide
-        # the first run of a shape takes its memory piece by piece, the later ones in one block: an arena that is kept holds both
-        found[f"{part} activations"] = block + (block if part == "prefill" else min(block, VISION_LEFT))
+        wide = resident.WIDENED_ACTIVATIONS if manifest.precision == "fp16" else 1
+        taken = planned_bytes(resolved(graph, run)) * wide
+        found[f"{part} activations"] = resident.prefill_block(taken) if part == "prefill" else resident.vision_block(taken)
     rows = text_rows + pictures * info.visual_tokens + new_tokens
     for tensor in manifest.graphs[files["prefill"]].inputs:
         if is_state(tensor.role):
@@ -76,13 +57,32 @@ def memory_of(bundle: Bundle, plan: str, *, text_rows: int, pictures: int = 1, n
     return {part: round(size) for part, size in found.items()}
 
 
-def _largest_prefill(run: Run, whole: bool) -> Run:
-    """The run with most rows of those in which a prompt is taken."""
-    rows = run.sizes["rows"]
-    if whole or rows <= PREFILL_ROWS:
-        return run
-    last = (rows - 1) // PREFILL_ROWS * PREFILL_ROWS
-    return Run({**run.sizes, "rows": PREFILL_ROWS}, {0: last - PREFILL_ROWS}, run.pictures)
+def activations_of(bundle: Bundle, plan: str, *, text_rows: int, at_once: int) -> dict[str, float]:
+    """Bytes of the widest moments of prefill and vision, of a prompt with one picture that is taken so many rows at a time, as onnxruntime
+    plans them.
+
+    Raises UnknownNameError, InputError: no such plan, or it was not lowered for onnxruntime.
+    """
+    name, info = bundle.plan(plan)
+    runs = _runs(bundle.manifest, info, text_rows, 1, at_once)
+    return {f"{part} activations": planned_bytes(resolved(load(bundle.file(file)), runs[part])) for part, file in _files(name, info).items()}
+
+
+def _files(name: str, info: PlanInfo) -> dict[str, str]:
+    """A plan's vision and prefill graphs for onnxruntime."""
+    if "onnxruntime" not in info.variants:
+        raise InputError(f"plan {name!r} has no graphs for onnxruntime: lower it with `edgecomp compress BUNDLE -o BUNDLE`")
+    return {part: info.variants["onnxruntime"][part] for part in ("vision", "prefill")}
+
+
+def _runs(manifest: Manifest, info: PlanInfo, text_rows: int, pictures: int, at_once: int) -> dict[str, Run]:
+    """The run of a vision graph, and of a prefill's the one with most rows of those in which a prompt is taken."""
+    vision, prefill = (run_of(manifest, info, part, text_rows=text_rows, pictures=pictures) for part in ("vision", "prefill"))
+    rows = prefill.sizes["rows"]
+    if not info.cuts and not manifest.decoder.bidirectional and rows > at_once:
+        last = (rows - 1) // at_once * at_once
+        prefill = Run({**prefill.sizes, "rows": at_once}, {0: last - at_once}, prefill.pictures)
+    return {"vision": vision, "prefill": prefill}
 
 
 def _held(weight: ir.Value) -> float:
@@ -93,11 +93,11 @@ def _held(weight: ir.Value) -> float:
     size = float(tensor.nbytes)
     if len(tensor.shape) == 2 and any(node.op_type == "FusedMatMul" for node, _ in weight.uses()):
         across, _ = tensor.shape.numpy()
-        size *= -(-across // LANES) * LANES / across
+        size *= -(-across // resident.LANES) * resident.LANES / across
     if tensor.dtype != ir.DataType.FLOAT16:
         return size
-    wide = WIDENED * size
-    return wide * (1 + WIDENED_LEFT * (wide < HEAP_BELOW))
+    wide = resident.WIDENED * size
+    return wide * (1 + resident.WIDENED_LEFT * (wide < resident.HEAP_BELOW))
 
 
 def _buffers(graph: GraphInfo, run: Run) -> float:

@@ -3,18 +3,25 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgecomp.devices import RTX_CAPABILITIES, Device
+from edgecomp.power_modes import not_published
 from edgecomp.predict import efficiency
-from edgecomp.predict.fits import kept_by_system, way_out
+from edgecomp.predict.fits import judge
 from edgecomp.predict.model import Shape
-from edgecomp.predict.work import CACHE_BYTES, FORMATS, STATE_BYTES, Work, work
+from edgecomp.predict.parts import on_a_cpu, parts_of
+from edgecomp.predict.request import Request as Request  # part of what this module offers
+from edgecomp.predict.share import Share, share_of
+from edgecomp.predict.work import FORMATS, Work, work
 from edgecomp_runtime.errors import EdgecompError, InputError, UnknownNameError
 
 KIND = "predicted"
+WITHIN = 0.1  # onnxruntime's memory on a CPU from a bundle: benchmarks/results/memory.md has it within 6.7 % on 23 plans
+WITHIN_FROM_CONFIG = 0.15  # from a config alone: 14 of those plans are within 8 %
 
 
 @dataclass(frozen=True)
@@ -31,8 +38,8 @@ class Estimate:
 class Prediction:
     """What a model will take on a device. ttft_ms is vision, choosing and prefill; tpot_ms one decode step, decode_tokens_per_s of all sequences.
 
-    usable_bytes: what the device has beside its system. verdict: 'fits' (with all of the interval), 'tight' (with a part of it) or 'does
-    not fit'; largest: the largest part of the memory.
+    usable_bytes, verdict and way_out: see `edgecomp.predict.fits.Verdict`. prefill_energy_j is of all before the first token, energy_j_per_token
+    of a further one: of devices in a power mode whose watts are known.
     """
     device: str
     engine: str
@@ -46,48 +53,21 @@ class Prediction:
     memory_parts: dict[str, float]
     usable_bytes: float
     verdict: str
+    way_out: str = ""
+    prefill_energy_j: Estimate | None = None
+    energy_j_per_token: Estimate | None = None
     kind: str = KIND
 
     @property
     def largest(self) -> str:
+        """The largest part of the memory."""
         return max(self.memory_parts, key=lambda part: self.memory_parts[part])
-
-    @property
-    def way_out(self) -> str:
-        """What would make it fit; '' where it does."""
-        return "" if self.verdict == "fits" else way_out(self.largest)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked of a model. Rows are counted as they enter, the visual tokens of its pictures among them; `keep` of these go on."""
-    prompt_tokens: int = 2048
-    context: int = 2048
-    visual_tokens: int = 0
-    keep: int | None = None
-    cut_layer: int = 0
-    batch: int = 1
-
-    def __post_init__(self) -> None:
-        for name, least in (("prompt_tokens", 1), ("context", 1), ("batch", 1), ("visual_tokens", 0), ("cut_layer", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}: at least {least} is needed")
-        if self.keep is not None and not 0 < self.keep <= self.visual_tokens:
-            raise InputError(f"--keep {self.keep} of {self.visual_tokens} visual tokens: choose 1 to {self.visual_tokens}" if self.visual_tokens
-                             else f"--keep {self.keep} without --visual-tokens: say how many a picture has")
-        if self.visual_tokens > self.prompt_tokens:
-            raise InputError(f"--visual-tokens {self.visual_tokens} exceeds --prompt-tokens {self.prompt_tokens}, which counts them")
-        if self.context < self.prompt_tokens:
-            raise InputError(f"--context {self.context} is less than --prompt-tokens {self.prompt_tokens}: the window holds the prompt, too")
 
 
 def default_engine(device: Device) -> str:
-    """What edgecomp would run on a device: TensorRT on a Jetson, TensorRT for RTX on other GPUs that it builds for.
-
-    Raises InputError for a CPU: none was measured, and a GPU's constants say nothing of it.
-    """
+    """What edgecomp would run on a device: TensorRT on a Jetson, TensorRT for RTX on other GPUs that it builds for, onnxruntime on a CPU."""
     if device.gpu is None:
-        raise InputError(f"{device.id} is a CPU, and no CPU has been measured to predict from: `edgecomp profile` measures on the machine at hand")
+        return "onnxruntime"
     return "TensorRT for RTX" if device.family != "Jetson" and device.compute_capability in RTX_CAPABILITIES else "TensorRT"
 
 
@@ -110,7 +90,7 @@ def predict(shape: Shape, device: Device, request: Request, *, weights: str = "f
 
     Raises UnknownNameError for an engine or a format that is not there, InputError for a request that the model cannot take.
     """
-    engine = default_engine(device) if engine is None or device.gpu is None else engine
+    engine = default_engine(device) if engine is None else engine
     if engine not in efficiency.engines():
         raise UnknownNameError("engine", engine, efficiency.engines())
     if weights not in FORMATS:
@@ -127,45 +107,56 @@ def predict(shape: Shape, device: Device, request: Request, *, weights: str = "f
     asked: dict[str, Any] = {"visual_tokens": request.visual_tokens, "keep": request.keep, "cut_layer": request.cut_layer, "batch": request.batch}
     works = {phase: work(shape, phase, prompt_tokens=request.prompt_tokens, context=request.context, weights=format_, **asked)
              for phase in ("vision", "selector", "prefill", "decode")}
-    return of_works(works, device, request.batch, engine, format_, parts_of(shape, request, format_))
+    if device.gpu is None:
+        parts = on_a_cpu(shape, request, format_)
+        return of_works(works, device, request.batch, engine, format_, parts, whole(parts, WITHIN_FROM_CONFIG))
+    parts = parts_of(shape, request, format_, engine)
+    again = parts["weights"] if any(layer.experts for layer in shape.layers) else 0.0
+    return of_works(works, device, request.batch, engine, format_, parts, share=share_of(device, engine, again))
 
 
-def parts_of(shape: Shape, request: Request, weights: str) -> dict[str, float]:
-    """Bytes of the weights (every expert, the token embeddings in fp16) and of the cache of the whole window."""
-    format_ = FORMATS[weights]
-    layers = sum((layer.mixer_weights + layer.mlp_weights(layer.experts)) * format_.bits / 8 + (layer.biases + 2 * layer.hidden) * 2
-                 for layer in shape.layers)
-    tables = shape.head_weights * (max(format_.head_bits, 16) / 8 + (0 if shape.tied and format_.head_bits >= 16 else format_.head_bits / 8))
-    gone = request.visual_tokens - (request.visual_tokens if request.keep is None else request.keep)
-    cache = sum(layer.rows(request.context - (gone if at >= request.cut_layer else 0)) * layer.cache_elements * CACHE_BYTES
-                + layer.state * STATE_BYTES for at, layer in enumerate(shape.layers)) * request.batch
-    parts = {"weights": layers + tables, "cache": cache}
-    if shape.tower and request.visual_tokens:
-        parts["vision tower"] = 2.0 * shape.tower.parameters
-    return parts
+def whole(parts: Mapping[str, float], within: float) -> Estimate:
+    """Memory whose parts are known to so much, the engine's own among them: onnxruntime's on a CPU."""
+    total = sum(parts.values())
+    return Estimate(total, total * (1 - within), total * (1 + within), "peak resident memory under onnxruntime, as measured on x86-64")
 
 
-def of_works(works: dict[str, Work], device: Device, batch: int, engine: str, weights: str, parts: dict[str, float]) -> Prediction:
-    """Predicts from the work of each phase and the parts of the memory, counted from a config or from a bundle's graphs. The runtime's share of
-    the memory is added, as it was measured."""
-    def time(phase: str, form: str, format_: str) -> Estimate:
-        known = efficiency.constants(form, device, engine, format_)
-        took = 1000 * efficiency.seconds(known.values, efficiency.terms(works[phase], device, form, engine, batch))
-        return Estimate(took, took * math.exp(-known.spread), took * math.exp(known.spread), known.of)
+def of_works(works: Mapping[str, Work], device: Device, batch: int, engine: str, weights: str, parts: Mapping[str, float],
+             memory: Estimate | None = None, share: Share | None = None) -> Prediction:
+    """Predicts from the work of each phase and the parts of the memory, counted from a config or from a bundle's graphs.
 
-    vision = time("vision", "vision", "fp16") if works["vision"].flops else None
-    prefill, step = time("prefill", "prefill", weights), time("decode", "decode", weights)
+    memory: the whole of it, where the engine's own share is among the parts; else `share` is added, or what published peaks left.
+    """
+    lacking = not_published(device.mode) if device.mode else []
+    at_best = f"; at best, for {' and '.join(lacking)} of the power mode are not published" if lacking else ""
+
+    def time(phase: str, format_: str) -> Estimate:
+        known = efficiency.constants(phase, device, engine, format_)
+        took = 1000 * efficiency.seconds(known.values, efficiency.terms(works[phase], device, phase, engine, batch))
+        return Estimate(took, took * math.exp(-known.spread), took * math.exp(known.spread), known.of + at_best)
+
+    vision = time("vision", efficiency.format_of("vision", weights)) if works["vision"].flops else None
+    prefill, step = time("prefill", weights), time("decode", weights)
     choosing = 1000 * sum(count / efficiency.peak(device, precision) for precision, count in works["selector"].flops.items())
     first = [prefill, *([vision] if vision else [])]
-    ttft = sum(each.value for each in first) + choosing
+    took = sum(each.value for each in first) + choosing
     # errors of vision and prefill need not go together: their widths add as squares
     down, up = (math.hypot(*(each.value - each.low for each in first)), math.hypot(*(each.high - each.value for each in first)))
-    used = sum(parts.values())
-    runtime = efficiency.table()["memory"]
-    memory = Estimate(used + runtime["value"], used + runtime["low"], used + runtime["high"], runtime["of"])
-    parts = {**parts, "runtime": runtime["value"]}
-    usable = (device.memory.usable_gib or device.memory.total_gib) * 2**30 - kept_by_system(device)[0]
-    verdict = "fits" if memory.high <= usable else "tight" if memory.low <= usable else "does not fit"
-    return Prediction(device.id, engine, weights, vision, prefill, Estimate(ttft, ttft - down, ttft + up, "; ".join(e.constants for e in first)),
-                      step, Estimate(1000 * batch / step.value, 1000 * batch / step.high, 1000 * batch / step.low, step.constants), memory,
-                      parts, usable, verdict)
+    ttft = Estimate(took, took - down, took + up, "; ".join(each.constants for each in first))
+    if memory is None:
+        share, used = share or share_of(device, engine), sum(parts.values())
+        parts, memory = {**parts, "runtime": share.value}, Estimate(used + share.value, used + share.low, used + share.high, share.of)
+    fits = judge(parts, device, memory.low, memory.high)
+    return Prediction(device.label, engine, weights, vision, prefill, ttft, step,
+                      Estimate(1000 * batch / step.value, 1000 * batch / step.high, 1000 * batch / step.low, step.constants), memory,
+                      dict(parts), fits.usable_bytes, fits.verdict, fits.way_out, _energy(device, ttft, 1, "ttft_ms"),
+                      _energy(device, step, batch, "tpot_ms"))
+
+
+def _energy(device: Device, took: Estimate, tokens: int, name: str) -> Estimate | None:
+    """Joules that a power mode lets through in a time, for each of so many tokens. The module may take less: its mode is a cap."""
+    if device.mode is None or device.mode.watts is None:
+        return None
+    watts = device.mode.watts
+    value, low, high = (watts * each / 1000 / tokens for each in (took.value, took.low, took.high))
+    return Estimate(value, low, high, f"at most: all of the {watts:g} W of power mode {device.mode.name} x {name}")

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, ShapeInferencePass
+from onnxscript.optimizer import fold_constants
 
 from edgecomp.dialects.segments import MICROSOFT
 from edgecomp.ir.rewrite import DOMAIN, inputs, nodes, replace
@@ -15,6 +17,7 @@ from edgecomp_runtime.errors import EdgecompError
 from edgecomp_runtime.manifest import Manifest, PlanInfo
 
 METHODS = "edgecomp.methods"  # the domain of the functions that methods are
+SMALL = 64  # elements: shapes and indices are computed, weights are not
 OF_METHOD = "edgecomp.of_method"  # marks the nodes of a method's function
 
 
@@ -93,9 +96,25 @@ def resolved(model: ir.Model, run: Run) -> ir.Model:
             value.shape = None if unknown else ir.Shape(found)  # what is not known by its name follows by inference
     infer = ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)
     infer(model)
-    while _fused_products(model):
+    while _own_shapes(model):
         infer(model)
+    if not all(_is_known(value) for node in model.graph for value in node.outputs if value.uses()):
+        _known_lengths(model, run)
+        infer(model)
+        while _own_shapes(model):
+            infer(model)
     return model
+
+
+def _known_lengths(model: ir.Model, run: Run) -> None:
+    """Puts in how many rows are cached, for masks are made in their number, and computes the numbers that follow."""
+    for first, rows in run.cached.items():
+        for value in [v for v in model.graph.inputs if v.name == (f"length.{first}" if first else "length")]:
+            number = ir.tensor(np.array([rows], np.int64), name=f"{value.name}.known")
+            known = ir.Value(name=number.name, const_value=number, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
+            model.graph.register_initializer(known)
+            ir.convenience.replace_all_uses_with(value, known)
+    fold_constants(model, onnx_shape_inference=True, input_size_limit=SMALL, output_size_limit=SMALL)
 
 
 def _size(dimension: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int | ir.SymbolicDim:
@@ -105,16 +124,27 @@ def _size(dimension: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int | ir
     return sizes[dimension.value] if dimension.value is not None and dimension.value in sizes else dimension.evaluate(sizes)
 
 
-def _fused_products(model: ir.Model) -> bool:
-    """Gives results of onnxruntime's own matrix products their shapes, where they have none: inference knows ONNX's operators."""
+def _own_shapes(model: ir.Model) -> bool:
+    """Gives results of onnxruntime's own operators their shapes, where they have none: inference knows ONNX's operators."""
     found = False
-    for node in nodes(model, "FusedMatMul", MICROSOFT):
-        first, second = node.inputs[:2]
+    for node in model.graph:
+        if node.domain != MICROSOFT or node.outputs[0].shape is not None or not all(map(_is_known, inputs(node)[:2])):
+            continue
+        first, second = inputs(node)[:2]
         out = node.outputs[0]
-        if out.shape is None and first is not None and second is not None and first.shape is not None and second.shape is not None:
+        if node.op_type == "FusedMatMul":
             (*lead, rows, _), (*others, height, width) = sizes(first), sizes(second)
             batch = [max(pair) for pair in zip([1] * (len(others) - len(lead)) + lead, [1] * (len(lead) - len(others)) + others)]
-            out.shape, out.type, found = ir.Shape([*batch, rows, height if node.attributes.get_int("transB", 0) else width]), first.type, True
+            out.shape = ir.Shape([*batch, rows, height if node.attributes.get_int("transB", 0) else width])
+        elif node.op_type == "MatMulNBits":
+            out.shape = ir.Shape([*sizes(first)[:-1], node.attributes["N"].as_int()])
+        elif node.op_type == "MultiHeadAttention":
+            out.shape = ir.Shape(sizes(first))  # as the queries: values are as wide
+        elif node.op_type == "GroupQueryAttention" and node.inputs[3] is not None:  # behind the queries there may be keys and values
+            out.shape = ir.Shape([*sizes(first)[:2], node.attributes["num_heads"].as_int() * sizes(node.inputs[3])[-1]])
+        else:
+            continue
+        out.type, found = first.type, True
     return found
 
 
@@ -133,9 +163,13 @@ def constants(model: ir.Model) -> set[ir.Value]:
     return found
 
 
+def _is_known(value: ir.Value) -> bool:
+    return value.shape is not None and all(isinstance(d, int) for d in value.shape.dims)
+
+
 def sizes(value: ir.Value) -> tuple[int, ...]:
     """A value's shape in numbers. Raises EdgecompError where it has none."""
-    if value.shape is None or not all(isinstance(d, int) for d in value.shape.dims):
+    if value.shape is None or not _is_known(value):
         raise EdgecompError(f"the shape of {value.name!r} does not follow from the graph's sizes, it is {value.shape}: report the bundle's graph")
     return value.shape.numpy()
 

@@ -21,6 +21,11 @@ class Format:
     head_bits: float
     compute: str
 
+    @property
+    def element(self) -> int:
+        """Bytes of a number that is no weight of a product: of activations, of keys and values, of a vision tower."""
+        return 4 if self.compute == "fp32" else 2
+
 
 # Bits: a group of 128 with a 16-bit scale and a 4-bit zero (AWQ, GPTQ); of 16 with an 8-bit scale (NVFP4); of 32 with a 16-bit scale (MLC's
 # q4f16, llama.cpp's Q4_0 and Q8_0); Q4_K_M mixes blocks of 4.5 and 6.5625 bits, 4.85 on Llama-3-8B's published file. Heads stay fp16 where
@@ -31,15 +36,14 @@ FORMATS = {
     "nvfp4-head": Format(4.5, 4.5, "fp4"), "int4-head": Format(4.15625, 4.15625, "fp16"), "q4f16": Format(4.5, 4.5, "fp16"),
     "q4_0": Format(4.5, 6.5625, "int8"), "q4_k_m": Format(4.85, 6.5625, "int8"), "q8_0": Format(8.5, 8.5, "int8"), "mxfp4": Format(4.25, 8.5, "int8"),
 }
-CACHE_BYTES = 2  # an element of keys and values: fp16
-
 
 @dataclass(frozen=True)
 class Work:
     """Of one phase, over the whole batch; decode is one step.
 
-    flops: by precision ('fp16', 'fp4', ...); 'fp32:delta' and 'fp32:mamba' are recurrences, row after row. activation_bytes: inputs and
-    outputs of the matrix products, in fp16. layers: those that run, however narrow.
+    flops: by precision ('fp16', 'fp4', ...); 'fp16:delta' and 'fp16:mamba' are recurrences, which a prompt's rows go through in chunks, as products
+    of matrices (arXiv 2405.21060, 2406.06484). activation_bytes: inputs and
+    outputs of the matrix products. layers: those that run, however narrow.
     """
     flops: dict[str, float]
     weight_bytes: float
@@ -68,27 +72,28 @@ def work(shape: Shape, phase: str, *, prompt_tokens: int = 0, context: float = 0
         raise InputError(f"--keep {keep} exceeds the {visual_tokens} visual tokens" if keep > 0 else f"--keep {keep} is negative")
     gone = visual_tokens - keep
     if phase == "vision":
-        return _vision(shape, visual_tokens, images, batch)
+        return _vision(shape, visual_tokens, images, batch, weights)
     if phase == "selector":  # similarities of all pairs of tokens, the most that a method of edgecomp computes
         return Work({"fp16": 2.0 * batch * visual_tokens * visual_tokens * shape.hidden if gone else 0.0}, 0, 0, 0,
                     2.0 * batch * visual_tokens * shape.hidden if gone else 0.0, 0)
     if phase not in PHASES:
         raise UnknownNameError("phase", phase, PHASES)
     format_ = FORMATS[weights]
+    element, plain = format_.element, "fp32" if format_.element == 4 else "fp16"
     flops: dict[str, float] = {}
     weight = read = write = activations = 0.0
     for at, layer in enumerate(shape.layers):
         less = gone if at >= cut_layer else 0
         rows, past = (prompt_tokens - less, 0.0) if phase == "prefill" else (1, max(context - less, 0.0))
         _add(flops, format_.compute, 2.0 * batch * rows * (layer.mixer_weights + layer.mlp_weights(layer.active)))
-        weight += (layer.mixer_weights + layer.mlp_weights(_touched(layer, batch * rows))) * format_.bits / 8 + layer.biases * 2
-        write += batch * (rows * layer.cache_elements * CACHE_BYTES + layer.state * STATE_BYTES)
-        read += batch * (layer.rows(past) * layer.cache_elements * CACHE_BYTES + layer.state * STATE_BYTES * (phase == "decode"))
-        _add(flops, "fp16", 4.0 * batch * layer.heads * layer.head_dim * _pairs(layer, rows, past))
+        weight += (layer.mixer_weights + layer.mlp_weights(_touched(layer, batch * rows))) * format_.bits / 8 + layer.biases * element
+        write += batch * (rows * layer.cache_elements * element + layer.state * STATE_BYTES)
+        read += batch * (layer.rows(past) * layer.cache_elements * element + layer.state * STATE_BYTES * (phase == "decode"))
+        _add(flops, plain, 4.0 * batch * layer.heads * layer.head_dim * _pairs(layer, rows, past))
         if layer.recurrence:  # each row decays the state, adds an outer product and reads it: three multiply-adds an element
-            _add(flops, f"fp32:{layer.recurrence}", 6.0 * batch * rows * layer.state)
+            _add(flops, f"fp16:{layer.recurrence}", 6.0 * batch * rows * layer.state)
         wide = layer.intermediate * max(layer.active, 1) + layer.shared
-        activations += 2.0 * batch * rows * (4 * layer.hidden + 2 * (layer.heads + layer.kv_heads) * layer.head_dim + layer.matrices * wide)
+        activations += element * batch * rows * (4 * layer.hidden + 2 * (layer.heads + layer.kv_heads) * layer.head_dim + layer.matrices * wide)
     _add(flops, FORMATS["fp16"].compute if format_.head_bits == 16 else format_.compute, 2.0 * batch * shape.head_weights)  # one row of logits
     weight += shape.head_weights * format_.head_bits / 8
     return Work(flops, weight, read, write, activations, len(shape.layers))
@@ -114,16 +119,19 @@ def _touched(layer: Layer, rows: float) -> float:
     return layer.experts * (1 - (1 - layer.active / layer.experts) ** rows) if layer.experts else 0.0
 
 
-def _vision(shape: Shape, visual_tokens: int, images: int, batch: int) -> Work:
-    """The tower in fp16 over all pictures; a picture of several tiles attends within each."""
+def _vision(shape: Shape, visual_tokens: int, images: int, batch: int, weights: str) -> Work:
+    """The tower over all pictures, in fp16 but where everything is fp32; a picture of several tiles attends within each."""
     tower = shape.tower
     if tower is None or not visual_tokens:
         return Work({}, 0, 0, 0, 0, 0)
-    patches = batch * visual_tokens * tower.merge**2
-    seen = min(tower.tile or patches, visual_tokens * tower.merge**2 / images)
+    element = FORMATS[weights].element
+    rows = batch * tower.rows(visual_tokens)
+    seen = tower.rows(visual_tokens) / (tower.tiles(visual_tokens) if tower.tile else images)
     windowed = min(tower.window, seen) if tower.window else seen
     full = tower.full_layers if tower.window else tower.layers
-    attention = 4.0 * tower.hidden * patches * (full * seen + (tower.layers - full) * windowed)
-    products = 2.0 * patches * (tower.layers * tower.layer_weights + tower.patch_weights) + 2.0 * batch * visual_tokens * tower.projector
-    activations = 2.0 * patches * tower.layers * (8 * tower.hidden + tower.matrices * tower.intermediate)
-    return Work({"fp16": attention + products}, 2.0 * tower.parameters, 0, 0, activations, tower.layers)
+    attention = 4.0 * tower.hidden * rows * (full * seen + (tower.layers - full) * windowed)
+    embedded = batch * tower.patches(visual_tokens) * tower.patch_weights
+    products = 2.0 * (rows * tower.layers * tower.layer_weights + embedded + batch * visual_tokens * tower.projector)
+    activations = float(element) * rows * tower.layers * (8 * tower.hidden + tower.matrices * tower.intermediate)
+    flops = {"fp32" if element == 4 else "fp16": attention + products}
+    return Work(flops, tower.weight_bytes(visual_tokens, element), 0, 0, activations, tower.layers)

@@ -1,1 +1,1 @@
-"""HTML reports: one self-contained page from what `edgecomp profile` measured."""
+"""Reports: what `edgecomp profile` measured and predicted, as one self-contained page and as Markdown."""

@@ -15,6 +15,7 @@ def about(name: str, manifest: Manifest) -> dict[str, Any]:
     """The bundle."""
     vision, decoder = manifest.vision, manifest.decoder
     return {"name": name, "source": manifest.source.model, "family": manifest.source.family, "precision": manifest.precision,
+            "weights": manifest.quantized.precision if manifest.quantized else manifest.precision,
             "context": decoder.context, "tokens": vision.tokens, "grid": list(on_canvas(manifest, [])[0]), "vision_layers": vision.layers,
             "decoder_layers": decoder.layers, "hidden": decoder.hidden, "weights_bytes": weight_bytes(manifest)}
 
@@ -25,10 +26,15 @@ def counts(manifest: Manifest, plan: PlanInfo) -> dict[str, float]:
     return {"enter": by_layer[0], "after_cut": by_layer[-1], "mean_over_layers": sum(by_layer) / len(by_layer)}
 
 
-def memory(manifest: Manifest, plan: PlanInfo, prompt_rows: int | None, peak_bytes: int | None, meter: str | None) -> dict[str, Any]:
-    """Weights and cache as the manifest has them, and what was measured; None where nothing was."""
-    return {"weights_bytes": weight_bytes(manifest), "cache_bytes": cache_bytes(manifest, plan),
-            "cache_used_bytes": cache_bytes(manifest, plan, prompt_rows) if prompt_rows else None, "peak_bytes": peak_bytes, "meter": meter}
+def memory(manifest: Manifest, plan: PlanInfo, prompt_rows: int | None) -> dict[str, Any]:
+    """Weights and cache as the manifest has them; what a prompt uses of the cache is None where none was measured."""
+    return {"kind": "counted", "weights_bytes": weight_bytes(manifest), "cache_bytes": cache_bytes(manifest, plan),
+            "cache_used_bytes": cache_bytes(manifest, plan, prompt_rows) if prompt_rows else None}
+
+
+def peak(took: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The peak of memory, and the meter that read it; None where nothing was measured."""
+    return {"kind": "measured", "peak_bytes": (took or {}).get("peak_bytes"), "meter": (took or {}).get("meter")}
 
 
 def example(picture: str, question: str, answer: str, seen: Mapping[str, tuple[Sequence[int], str]], manifest: Manifest) -> dict[str, Any]:

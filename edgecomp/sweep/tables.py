@@ -43,23 +43,24 @@ def rows(job: Job, outcome: Outcome, manifest: Manifest) -> list[Row]:
             groups.setdefault((cell.method, settings, cell.sites, cell.position, cell.windows, cell.keep), []).append(cell)
     found = [_row(cells, [outcome.cells[c.plan] for c in cells], manifest) for cells in groups.values()]
     for row in found:
-        row["loses_to"] = loses_to(row, found)
+        row["loses_to"] = list(loses_to(row, found))
     return found
 
 
-def loses_to(row: Row, others: Sequence[Row]) -> list[str]:
-    """Which of 'random', 'pool' and 'pool at projector' are more accurate at one of a row's budgets, and its site and position policy.
+def loses_to(row: Row, others: Sequence[Row]) -> dict[str, float]:
+    """Which of 'random', 'pool' and 'pool at projector' are more accurate at one of a row's budgets, and its site and position policy, and
+    their accuracy.
 
     A tie is no loss. The full model and random have nothing to lose to; pool is held against random and, elsewhere, pool at the projector.
     """
-    found = []
+    found = {}
     if row["method"] not in ("none", "random"):
         for name, method, site in (("random", "random", row["site"]), ("pool", "pool", row["site"]), ("pool at projector", "pool", "projector")):
             beside = [other["accuracy"] for other in others if other is not row and other["method"] == method and other["site"] == site
                       and other["position"] == row["position"] and not other["windows"] and len(other["sites"]) == 1
                       and {*other["budgets"], other["keep"]} & {*row["budgets"]}]
             if (name != "pool at projector" or row["site"] != "projector") and beside and row["accuracy"] < max(beside) - TIE:
-                found.append(name)
+                found[name] = float(max(beside))
     return found
 
 
@@ -119,14 +120,14 @@ def write_tables(folder: Path, job: Job, outcome: Outcome, threads: int | None) 
              "bundle": facts.about(Path(job.source).name, bundle.manifest)}
     write(folder / "sweep.json", {**about, "notes": NOTES, "rows": found, "failed": outcome.failed,
                                   "skipped": [{"combination": s.combination, "reason": s.reason} for s in job.skipped]})
-    lost = {plan: row["loses_to"] for row in found for plan in row["plans"]}
+    lost = {plan: loses_to(row, found) for row in found for plan in row["plans"]}
     plans = [_plan(cell, outcome.cells[cell.plan], bundle.manifest, lost[cell.plan]) for cell in job.cells if cell.plan in outcome.cells]
     example = _example(job, bundle.manifest, outcome)
     (folder / "report.html").write_text(render({**about, "plans": plans, "example": example}), encoding="utf-8")
     return found
 
 
-def _plan(cell: Cell, found: dict[str, Any], manifest: Manifest, lost: Sequence[str]) -> dict[str, Any]:
+def _plan(cell: Cell, found: dict[str, Any], manifest: Manifest, lost: dict[str, float]) -> dict[str, Any]:
     """A plan as the report page takes it."""
     plan, took, answers = manifest.plans[cell.plan], found.get("latency"), found["answers"]
     near = [budget for budget in cell.budgets if budget != cell.keep]
@@ -136,9 +137,10 @@ def _plan(cell: Cell, found: dict[str, Any], manifest: Manifest, lost: Sequence[
             "site": "+".join(cell.sites), "position": cell.position, "summary": cell.summary, "paper": cell.paper, "kind": cell.kind,
             "needs_prompt": plan.needs_prompt, "parametric": cell.parametric,
             "counts": facts.counts(manifest, plan),
-            "memory": facts.memory(manifest, plan, *((took or {}).get(key) for key in ("prompt_rows", "peak_bytes", "meter"))),
-            "latency": took, "accuracy": {**{k: answers[k] for k in ("all", "metric", "by_task", "questions")}, "scenes": answers["pictures"]},
-            "loses_to": list(dict.fromkeys(name.partition(" ")[0] for name in lost))}
+            "memory": facts.memory(manifest, plan, (took or {}).get("prompt_rows")), "peak": facts.peak(took),
+            "latency": {**took, "kind": "measured"} if took else None,
+            "accuracy": {"kind": "measured", **{k: answers[k] for k in ("all", "metric", "by_task", "questions")}, "scenes": answers["pictures"]},
+            "loses_to": lost}
 
 
 def _example(job: Job, manifest: Manifest, outcome: Outcome) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgecomp_export import checkpoint
+from edgecomp_export.dequantized import Contents, own_parameters
 from edgecomp_export.reference import Prompts
 from edgecomp_export.weights import Weights
 from edgecomp_runtime.errors import EdgecompError
@@ -30,12 +31,18 @@ def _running(part: str) -> Iterator[None]:
 
 
 class Captured:
-    """Hugging Face's model, run with the weights of one layer at a time, and what went into each layer."""
+    """Hugging Face's model, run with the weights of one layer at a time, and what went into each layer.
 
-    def __init__(self, prompts: Prompts, precision: str):
+    precision: 'fp32' or 'fp16', to which its weights are rounded. quantized: those that are a bundle's instead.
+    """
+
+    def __init__(self, prompts: Prompts, precision: str, quantized: Contents):
         self.family, self.image_id = prompts.family, prompts.image_id
         self.model = checkpoint.as_oracle(checkpoint.load(prompts.folder))
+        own_parameters(self.model, quantized)
         self.weights = Weights(self.model, "fp32", through=precision)
+        for name, content in quantized.items():
+            self.weights.replace(name, content)
         decoder, self.head = self.family.language(self.model)
         self.stacks = {"vision": list(self.family.encoder_layers(self.model)), "decoder": list(decoder.layers)}  # type: ignore[arg-type]
         self.hidden: dict[str, list[NDArray[np.float32]]] = {"vision": [], "decoder": []}

@@ -2,7 +2,7 @@
 
 A model of which neither copy fits into memory twice is verified this way: Hugging Face's weights are filled in for the layer
 that computes, the bundle's graph is cut at its marks and run piece by piece, both in fp32. The weights of an fp16 bundle are
-judged as what they are, so Hugging Face's are rounded to fp16 first.
+judged as what they are, so Hugging Face's are rounded to fp16 first; quantized ones take the place of Hugging Face's.
 """
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from edgecomp.ir.graphs import load
 from edgecomp.ir.rewrite import marks
 from edgecomp.methods.base import Averaging, Merging
 from edgecomp_export.captured import ANSWER, Captured
+from edgecomp_export.dequantized import contents
 from edgecomp_export.pieces import Piece, cut
 from edgecomp_export.reference import Prompts
 from edgecomp_export.verify import geometry_of, in_decoder, reduced
@@ -93,7 +94,7 @@ def verify_layers(bundle: Bundle, pictures: Sequence[Any], question: str, *, mod
     theirs = [prompts.pixels(picture) for picture in pictures]
     if known := [(mine, other[0].numpy()) for mine, other in zip(pixels, theirs) if other is not None]:
         note("pixels", None, "pixels", max(float(np.abs(a - b).max()) for a, b in known), PIXEL_TOLERANCE)
-    hugging = Captured(prompts, manifest.precision)
+    hugging = Captured(prompts, manifest.precision, contents(bundle))
     features, stacked = hugging.vision(torch.from_numpy(pixels))
     _vision(bundle, pixels, hugging, features, stacked, note)
     _plans(bundle, hugging, features, stacked, note)
@@ -203,7 +204,8 @@ def _decoder(bundle: Bundle, rows: Rows, prompt: int, hugging: Captured, logits:
         for start, end in ((0, prompt), (prompt, count)):  # the second run reads the first one's cache
             wanted = np.arange(prompt - 1, prompt) if start == 0 else np.arange(end - start)
             feeds = rows.feeds(start, end, start, wanted, 0 if rows.deepstack is None else len(rows.deepstack))
-            found.append(piece.run({**feeds, "embeddings": states[layer][:, start:end]})[name][0])
+            feeds |= {"last_row": np.array([end - 1], np.int32), "total_rows": np.array(end, np.int32), "embeddings": states[layer][:, start:end]}
+            found.append(piece.run(feeds)[name][0])
         mine = np.concatenate(found)
         if last:
             note("decoder", layer, "logits", relative(mine, logits))

@@ -1,7 +1,7 @@
 """A model's weights as its checkpoint stores them, read one at a time: nothing holds the whole model in another type."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class Weights:
     def __init__(self, model: Any, precision: str, *, through: str | None = None):
         self.model, self.dtype, self.through = model, DTYPES[precision], DTYPES[through or precision]
         self._stored: dict[int, torch.Tensor] = {}
+        self._instead: dict[int, Callable[[], np.ndarray[Any, Any]]] = {}
         self._names: dict[str, torch.nn.Parameter] = dict(model.named_parameters(remove_duplicate=False))
         for parameter in self._names.values():
             if id(parameter) not in self._stored:
@@ -34,6 +35,10 @@ class Weights:
                 parameter.data = torch.empty(parameter.shape, dtype=self.dtype if parameter.is_floating_point() else parameter.dtype)
                 parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # for _renew_buffers
         _renew_buffers(model, self.dtype)
+
+    def replace(self, name: str, content: Callable[[], np.ndarray[Any, Any]]) -> None:
+        """Takes the content of a parameter from elsewhere from now on."""
+        self._instead[id(self._names[name])] = content
 
     def array(self, name: str) -> np.ndarray[Any, Any] | None:
         """A parameter's content by its Hugging Face name; None where the name is not a parameter's.
@@ -68,6 +73,8 @@ class Weights:
                 parameter.data = self._content(parameter)
 
     def _content(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        if instead := self._instead.get(id(parameter)):
+            return torch.from_numpy(instead()).to(parameter.dtype)
         stored = self._stored[id(parameter)]
         return stored.to(self.through).to(parameter.dtype) if stored.is_floating_point() else stored
 

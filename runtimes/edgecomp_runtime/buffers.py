@@ -174,6 +174,7 @@ class Bound:
         self._buffers = Buffers(graph, most, memory)
         self._fed = [t for t in graph.inputs if not is_state(t.role)]
         self._state, self._bound = state, dict[str, Region]()
+        self._sizes: dict[str, int] | None = None  # of the symbols in its shapes, as it is bound
         for tensor in (*graph.inputs, *graph.outputs):
             if is_state(tensor.role):
                 engine.bind(tensor.name, state[tensor.name.replace("_out", "")])
@@ -184,21 +185,27 @@ class Bound:
         sizes: dict[str, int] = {}
         for tensor in self._fed:
             sizes |= {symbol: size for symbol, size in zip(tensor.shape, feeds[tensor.key].shape) if isinstance(symbol, str)}
-        regions = {t.name: self._buffers.region(t, sizes) for t in (*self._fed, *self._made)}
+        if sizes != self._sizes:
+            self._place(sizes)
         for tensor in self._fed:
-            self._memory.write(regions[tensor.name], feeds[tensor.key])
-        for name, region in regions.items():
-            if self._bound.get(name) != region:
-                self._engine.bind(name, region)
-        self._bound = regions
+            self._memory.write(self._bound[tensor.name], feeds[tensor.key])
         self._engine.execute()
         found = {}
         for tensor in self._made:
             if tensor.role == STORED:
-                self._store(tensor, regions[tensor.name], int(feeds.get(f"length.{tensor.layer}", feeds["length"])[0]))
+                self._store(tensor, self._bound[tensor.name], int(feeds.get(f"length.{tensor.layer}", feeds["length"])[0]))
             elif tensor.role not in ("new_key", "new_value"):  # of neutral graphs, which have no cache of their own
-                found[tensor.key] = self._memory.read(regions[tensor.name])
+                found[tensor.key] = self._memory.read(self._bound[tensor.name])
         return found
+
+    def _place(self, sizes: dict[str, int]) -> None:
+        """Binds what lies elsewhere, or has another shape, than the last time."""
+        for tensor in (*self._fed, *self._made):
+            region = self._buffers.region(tensor, sizes)
+            if self._bound.get(tensor.name) != region:
+                self._engine.bind(tensor.name, region)
+                self._bound[tensor.name] = region
+        self._sizes = sizes
 
     def _store(self, tensor: TensorInfo, rows: Region, at: int) -> None:
         first = self._state[f"cache_key.{tensor.layer}"]

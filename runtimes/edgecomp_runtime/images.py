@@ -44,17 +44,21 @@ def load(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> Image.Imag
     raise InputError(f"a picture is a path, a pillow image or a uint8 array, not {type(image).__name__}: convert it first")
 
 
-def preprocess(picture: Image.Image, info: ImageInfo) -> np.ndarray:
-    """Pixels of an RGB picture (from `load`): float32 [3, height, width] of `info.size`, or [tiles, 3, height, width].
+def preprocess(picture: Image.Image, info: ImageInfo, dtype: str = "float32") -> np.ndarray:
+    """Pixels of an RGB picture (from `load`): [3, height, width] of `info.size`, or [tiles, 3, height, width].
 
     What `tiles` makes of it, each `(value * rescale - mean) / std`. Equal to Hugging Face's image processors without torchvision
     (`CLIPImageProcessorPil` and so on), CLIP's and SigLIP's bit for bit. Only small pictures so long and thin that Hugging Face
-    would enlarge them to more than eight crops may be off by one of 255 levels in rare pixels.
+    would enlarge them to more than eight crops may be off by one of 255 levels in rare pixels. `dtype` is what they are rounded to.
     """
-    # Hugging Face scales in float64 and normalises in float32; the same order gives the same bits.
     found = np.stack([np.asarray(tile) for tile in tiles(picture, info)])  # [tiles, height, width, 3]
-    pixels = ((found.astype(np.float64) * info.rescale).astype(np.float32) - np.array(info.mean, np.float32)) / np.array(info.std, np.float32)
-    pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+    # What each of the 256 levels becomes in each channel. Hugging Face scales in float64 and normalises in float32; the same order gives
+    # the same bits.
+    levels = (np.arange(256) * info.rescale).astype(np.float32)[:, None]
+    becomes = ((levels - np.array(info.mean, np.float32)) / np.array(info.std, np.float32)).T.astype(dtype)
+    pixels = np.empty((len(found), 3, *info.size), dtype)
+    for channel in range(3):
+        np.take(becomes[channel], found[..., channel], out=pixels[:, channel], mode="clip")
     return pixels[0] if info.count == 1 else pixels
 
 

@@ -14,7 +14,8 @@ from typing import Any
 from edgecomp_runtime.errors import BundleError
 from edgecomp_runtime.typed import build
 
-SCHEMA = 4  # 2: tiles, several runs of visual tokens a picture, M-RoPE, deepstack and segments. 3: cuts inside the decoder. 4: engines
+# 2: tiles, several runs of visual tokens a picture, M-RoPE, deepstack and segments. 3: cuts inside the decoder. 4: engines. 5: quantized weights
+SCHEMA = 5
 
 
 @dataclass(frozen=True)
@@ -262,6 +263,29 @@ class EngineInfo:
 
 
 @dataclass(frozen=True)
+class QuantizedInfo:
+    """Weights in blocks of whole numbers, each with one fp16 scale, around zero.
+
+    precision: what was asked for, 'int8' or 'int4'. block: numbers of a row that share a scale. bits: of each weight, by its name in the graphs.
+    """
+    precision: str
+    block: int
+    bits: dict[str, int]
+
+
+@dataclass(frozen=True)
+class CalibratedInfo:
+    """Products of the vision graphs in whole numbers, what enters them with one scale a tensor, found by running each graph on pictures.
+
+    activations: 'int8'. choice, seed: how the pictures were chosen. images: the sha256 of each file.
+    """
+    activations: str
+    choice: str
+    seed: int
+    images: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything about a bundle. `plans` always has 'full', the unpruned model; `graphs` are by file, for plans share them."""
     schema: int
@@ -278,6 +302,13 @@ class Manifest:
     graphs: dict[str, GraphInfo]
     files: dict[str, FileInfo]
     engines: tuple[EngineInfo, ...] = ()
+    quantized: QuantizedInfo | None = None
+    calibrated: CalibratedInfo | None = None
+
+    @property
+    def weights(self) -> str:
+        """How the decoder's weights are stored: 'int8' or 'int4' where they were quantized, else as `precision` says."""
+        return self.quantized.precision if self.quantized else self.precision
 
     def to_json(self) -> str:
         """The manifest as JSON, with its own digest, so that a changed byte shows."""

@@ -77,8 +77,17 @@ def distribution(logits: np.ndarray, temperature: float, top_p: float) -> tuple[
 
 
 def _likeliest(logits: np.ndarray) -> int:
-    token = int(np.argmax(logits))  # the first NaN, if there is one
+    token = _highest_half(logits) if logits.dtype == np.float16 else int(np.argmax(logits))  # the first NaN, if there is one
     if not np.isfinite(logits[token]):
         raise BundleError(f"the highest logit is {logits[token]} (token {token} of {len(logits)}): "
                           "the model overflows; compile it with another precision")
     return token
+
+
+def _highest_half(logits: np.ndarray) -> int:
+    """What np.argmax gives. It compares half floats slowly (300 us for a vocabulary of 32,000), whole numbers in the same order fast (50 us)."""
+    bits = logits.view(np.int16)
+    order = bits ^ (bits >> 15 & 0x7FFF)
+    token = int(order.argmax())
+    odd = order[token] in (0, -1) or order[token] > 0x7C00 or order.min() < ~0x7C00  # two zeros, which are equal; NaNs
+    return int(np.argmax(logits)) if odd else token

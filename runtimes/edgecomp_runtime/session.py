@@ -54,7 +54,7 @@ class Session:
         graphs = {part: graph for part, (_, graph) in files.items()}
         template = bundle.manifest.text.chat_template
         self.text = Text(bundle.manifest.text, bundle.file(bundle.manifest.text.tokenizer), bundle.read_text(template) if template else None)
-        self._embed = partial(embedded, bundle.embeddings(), self._manifest.embeddings.scale)
+        self._embed = partial(embedded, np.asarray(bundle.embeddings()), self._manifest.embeddings.scale)
         self._layout = Layout.of(self._manifest.vision, self._manifest.decoder, self.plan)
         self._cuts = Cuts.of(self._manifest.vision, self._manifest.decoder, self.plan)
         here, cached = self._backend.memory(), [t for t in graphs["prefill"].inputs if is_state(t.role)]
@@ -132,7 +132,7 @@ class Session:
     def visual_tokens(self, image: Picture) -> VisualTokens:
         """A picture's visual tokens [K, D] and the raster places [K] they take, as the decoder gets them."""
         from edgecomp_runtime import images as pictures
-        return self._see([pictures.preprocess(pictures.load(image), self._manifest.image)])[0]
+        return self._see([pictures.preprocess(pictures.load(image), self._manifest.image, self._pixel_type)])[0]
 
     def kept(self, image: Picture, prompt: str = "") -> dict[str, NDArray[np.int64]]:
         """The places among the unpruned visual tokens that each step lets go on, by its site; steps inside the vision graph are one.
@@ -154,7 +154,7 @@ class Session:
         """Forgets the last call: the next one computes everything anew."""
         self._cached, self._visual, self._pictures = [], {}, 0
 
-    def _prepare(self, prompt: str | Messages, images: Sequence[Picture], raw: bool, answer: int) -> tuple[list[int], list[NDArray[np.float32]]]:
+    def _prepare(self, prompt: str | Messages, images: Sequence[Picture], raw: bool, answer: int) -> tuple[list[int], list[NDArray[Any]]]:
         """The prompt's ids and the pictures' pixels, once both are known to fit with an answer of so many tokens."""
         from edgecomp_runtime import images as pictures
         info, vision = self._manifest.text, self._manifest.vision
@@ -172,7 +172,7 @@ class Session:
             raise InputError(f"the prompt takes {needed} rows, {places * self.plan.visual_tokens} of them visual tokens, which leaves no room for an "
                              f"answer in the window of {max(self.plan.cache_rows)} rows and {self._manifest.decoder.context} positions: shorten it, "
                              "or compile with a larger --context")
-        return ids, [pictures.preprocess(pictures.load(image), self._manifest.image) for image in images]
+        return ids, [pictures.preprocess(pictures.load(image), self._manifest.image, self._pixel_type) for image in images]
 
     def _room(self, ids: list[int]) -> tuple[int, int]:
         """Rows that the prompt takes, and tokens that fit behind it. Pruned places count as positions under 'keep'."""
@@ -192,7 +192,7 @@ class Session:
             raise InputError("a raw prompt is a text, not a list of messages")
         return self.text.render(prompt)
 
-    def _generate(self, generation: Generation, ids: list[int], pixels: list[NDArray[np.float32]], began: float, most: int,
+    def _generate(self, generation: Generation, ids: list[int], pixels: list[NDArray[Any]], began: float, most: int,
                   sampling: Sampling, stop: tuple[str, ...]) -> Iterator[str]:
         statistics, choose = generation.statistics, sampler(sampling)
         rows = self._rows(ids, pixels, statistics)
@@ -225,26 +225,25 @@ class Session:
         if not stops.met and (rest := stops.finish(stream.finish())):
             yield rest
 
-    def _rows(self, ids: list[int], pixels: list[NDArray[np.float32]], statistics: Statistics) -> Rows:
+    def _rows(self, ids: list[int], pixels: list[NDArray[Any]], statistics: Statistics) -> Rows:
         """The prompt's rows, visual tokens included."""
         at = time.perf_counter()
         images = self._see(pixels)
         statistics.vision_ms = (time.perf_counter() - at) * 1e3
         return lay_out(ids, self._manifest.text.image_id, images, self._embed, self._layout)
 
-    def _see(self, pixels: list[NDArray[np.float32]]) -> list[VisualTokens]:
+    def _see(self, pixels: list[NDArray[Any]]) -> list[VisualTokens]:
         """Each picture's visual tokens. The vision tower runs only on those that the last call had not."""
-        found = {}
-        for picture in pixels:
-            name = _name(picture)
+        found, names = {}, [_name(picture) for picture in pixels]
+        for name, picture in zip(names, pixels):
             if name not in found and name not in self._visual:
-                out = self._vision.run({"pixels": picture[None].astype(self._pixel_type)})
+                out = self._vision.run({"pixels": picture[None]})
                 kept = out["kept"][0] if "kept" in out else np.arange(self.plan.visual_tokens)
                 deepstack = np.stack([out[key][0] for key in self._stacked]) if self._stacked else None
                 self._visual[name] = VisualTokens(name, out["visual_tokens"][0], kept, deepstack)
             found[name] = self._visual[name]
         self._visual = found
-        return [found[_name(picture)] for picture in pixels]
+        return [found[name] for name in names]
 
     def _reusable(self, rows: Rows) -> int:
         """How many rows at the start of the cache are the prompt's own; the last row is computed anew, for its logits."""
@@ -277,7 +276,8 @@ class Session:
             pictures = bool(rows.runs[start:end].any())
             runs = self._row_decoder if self._row_decoder and end - start == 1 and not pictures else self._decoder
             asked = np.zeros(1, np.int64) if self._row_decoder and not len(wanted) else wanted  # engines give one row's at least
-            out = runs.run({**rows.feeds(start, end, lengths[0], asked, len(self._stacked)), **cut, **self._looked_at(lengths, behind)})
+            out = runs.run({**rows.feeds(start, end, lengths[0], asked, len(self._stacked)), **cut, **self._cache_ends(lengths, behind),
+                            **self._looked_at(lengths, behind)})
             found.append(out["logits"][0][:len(wanted)])
             if pictures:
                 self._survived = {layer: out[f"kept.{layer}"] for layer in self._cuts.layers}
@@ -286,7 +286,7 @@ class Session:
                 self._pictures += int(np.count_nonzero(rows.runs[start:end])) // self._layout.rows
             self._cached.extend(rows.sources[start:end])
             start = end
-        return np.concatenate(found)
+        return np.concatenate(found) if len(found) > 1 else found[0]
 
     def _end(self, rows: Rows, start: int, first: int) -> int:
         """Behind the last of the rows that are taken at a time, from `start` on; logits are asked for from `first` on."""
@@ -300,6 +300,16 @@ class Session:
             end += 1
         return end
 
+    def _cache_ends(self, lengths: Sequence[int], behind: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """Where the new rows end in each cache, and for how many in all attention is planned: for one new row all that the cache has
+        room for, so that the work is the same from one token to the next and a CUDA graph of it can be run again."""
+        found: dict[str, NDArray[Any]] = {}
+        for layer, length, rows in zip(("", *(f".{layer}" for layer in self._cuts.layers)), lengths, behind):
+            end, capacity = length + rows, self.plan.cache_rows[int(layer[1:] or 0)]
+            found["last_row" + layer], found["row_numbers" + layer] = np.array([end - 1], np.int32), np.arange(rows)[None]
+            found["total_rows" + layer] = np.array(capacity if rows == 1 else end, np.int32)
+        return found
+
     def _looked_at(self, lengths: Sequence[int], behind: Sequence[int]) -> dict[str, NDArray[np.int64]]:
         """The rows of each cache that a dialect with buckets looks at."""
         found = {}
@@ -309,6 +319,6 @@ class Session:
         return found
 
 
-def _name(pixels: NDArray[np.float32]) -> str:
+def _name(pixels: NDArray[Any]) -> str:
     """A picture's identity: equal pixels are the same picture."""
     return hashlib.sha256(pixels.tobytes()).hexdigest()

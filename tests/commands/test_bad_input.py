@@ -609,7 +609,7 @@ def put(value: Any, *path: str) -> Callable[[dict[str, Any]], None]:
 
 
 @pytest.mark.parametrize(("change", "telling"), [
-    (put(5, "schema"), "the bundle has schema 5, made by edgecomp 0.1.0; this reader knows up to 4: install edgecomp 0.1.0 or later"),
+    (put(6, "schema"), "the bundle has schema 6, made by edgecomp 0.1.0; this reader knows up to 5: install edgecomp 0.1.0 or later"),
     (put(0, "schema"), "edgecomp.json has no schema number: this is not an edgecomp bundle"),
     (put("1", "schema"), "edgecomp.json has no schema number: this is not an edgecomp bundle"),
     (deleted("schema"), "edgecomp.json has no schema number: this is not an edgecomp bundle"),
@@ -662,7 +662,7 @@ def test_a_manifest_that_cannot_be(change: Callable[[dict[str, Any]], None], tel
     (b"[" * 100_000, "edgecomp.json is not JSON (maximum recursion depth"),
     (b"\xff\xfe", "edgecomp.json cannot be read ('utf-8' codec"),
     (b'{"schema": 1}', "edgecomp.json was changed after it was written (its digest differs): compile the bundle again"),
-    (b'{"schema": 9}', "the bundle has schema 9, made by a newer edgecomp; this reader knows up to 4: install a newer edgecomp or later"),
+    (b'{"schema": 9}', "the bundle has schema 9, made by a newer edgecomp; this reader knows up to 5: install a newer edgecomp or later"),
 ])
 def test_a_manifest_that_is_none(text: bytes, telling: str, tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "edgecomp.json").write_bytes(text)

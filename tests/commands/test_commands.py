@@ -137,33 +137,6 @@ def test_eval_is_what_run_answers(demo: Path, scenes: Path) -> None:
                               for q, answer, r in zip(questions, said, right) if not r]
 
 
-def test_profile_measures_the_plan_beside_its_baselines(demo: Path, scenes: Path, tmp_path: Path) -> None:
-    questions = [json.loads(line) for line in (scenes / "questions.jsonl").read_text().splitlines()]
-    chosen = [q for q in questions if q["task"] in ("where", "number") and q["image"] < "images/scene-02"]
-    assert len({q["image"] for q in chosen}) == 2
-    data, prompt = tmp_path / "questions.jsonl", "what number is written?"
-    data.write_text("\n".join(json.dumps({**q, "image": str(scenes / q["image"])}) for q in chosen))
-    beside = sorted(demo.parent.iterdir())
-    found = told("profile", demo, "--plan", "dart-64", "--data", data, "--images", 1, "--prompt", prompt, "--repeats", 1)
-    assert sorted(demo.parent.iterdir()) == beside
-    rows = {plan["name"]: plan for plan in found["plans"]}
-    assert list(rows) == ["full", "dart-64", "random-64", "random-64-seed1", "random-64-seed2", "pool-64"]
-    asked = sum(q["image"] == chosen[0]["image"] for q in chosen)
-    for name, row in rows.items():
-        keep = 576 if name == "full" else 64
-        assert row["counts"] == {"enter": keep, "after_cut": keep, "mean_over_layers": keep} and row["keep"] == keep
-        assert row["memory"]["peak_bytes"] > row["memory"]["weights_bytes"] > 0
-        assert row["memory"]["cache_bytes"] == 2 * 8 * 64 * 4 * (2048 - 576 + keep)
-        assert all(row["latency"][phase]["median"] > 0 for phase in ("vision_ms", "prefill_ms", "first_token_ms", "per_token_ms"))
-        assert row["accuracy"]["questions"] == asked and row["accuracy"]["scenes"] == 1 and 0 <= row["accuracy"]["all"] <= 100
-    assert [rows[f"random-64{seed}"]["parameters"]["seed"] for seed in ("", "-seed1", "-seed2")] == [0, 1, 2]
-    assert rows["pool-64"]["nearest_to"] is None and rows["pool-64"]["kind"] == "merging"
-    assert found["example"]["question"] == prompt
-    kept = {name: example["kept"] for name, example in found["example"]["plans"].items()}
-    assert {name: len(places) for name, places in kept.items()} == {name: row["keep"] for name, row in rows.items()}
-    assert len({tuple(kept[f"random-64{seed}"]) for seed in ("", "-seed1", "-seed2")}) == 3  # three different sets
-
-
 @pytest.mark.parametrize("plan", ["full", "dart-64"])
 def test_verify_finds_the_bundle_equal_to_the_model(plan: str, demo: Path, checkpoint: Path, scenes: Path) -> None:
     found = told("verify", demo, "--whole", "--plan", plan, "--model", checkpoint, "--data", scenes / "questions.jsonl", "--limit", 2)

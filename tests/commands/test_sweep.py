@@ -247,9 +247,9 @@ def test_what_loses_to_what() -> None:
         (row("cls", 70.0, budget=67), ["pool"]), (row("cls", 10.0, budget=128), []), (row("cls", 98.0, position="compact"), ["random"]),
         (row("cls", 55.0, windows="4x4"), ["pool"]), (row("none", 0.0), []),
     ):
-        assert loses_to(found, [*rows, found]) == lost, found
-    assert [loses_to(one, rows) for one in rows[:4]] == [[], [], [], ["pool at projector"]]
-    assert loses_to(row("pool", 45.0), [rows[0]]) == ["random"]
+        assert list(loses_to(found, [*rows, found])) == lost, found
+    assert [loses_to(one, rows) for one in rows[:4]] == [{}, {}, {}, {"pool at projector": 60.0}]
+    assert loses_to(row("pool", 45.0), [rows[0]]) == {"random": 50.0}
 
 
 def test_a_selectors_time_is_that_of_its_own_nodes() -> None:

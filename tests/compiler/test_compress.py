@@ -165,7 +165,7 @@ def test_the_manifest_counts_tokens_and_cache_rows(source: Path, tmp_path: Path)
 def test_the_manifest_describes_what_onnxruntime_finds_in_the_graphs(source: Path, tmp_path: Path) -> None:
     compress(source, tmp_path / "out", [STRIDE])
     bundle = Bundle.open(tmp_path / "out")
-    kinds = {"float32": "tensor(float)", "int64": "tensor(int64)"}
+    kinds = {"float32": "tensor(float)", "int64": "tensor(int64)", "int32": "tensor(int32)"}
     for plan, part in itertools.product(("full", "stride-64"), ("vision", "prefill", "decode")):
         file = bundle.manifest.plans[plan].variants["onnxruntime"][part]
         graph = bundle.manifest.graphs[file]

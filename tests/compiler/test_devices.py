@@ -149,6 +149,43 @@ def test_a_name_that_only_one_device_goes_on_from_is_enough() -> None:
 
 
 
+def test_a_power_mode_by_hand() -> None:
+    """An Orin Nano at 7 W: 4 of 8 SMs at 408 of 625 MHz (nvpmodel), 2,048 FLOP an SM and clock in fp16, with the same memory."""
+    low, full = devices.load("jetson-orin-nano-8gb@7W"), devices.load("jetson-orin-nano-8gb")
+    assert low.gpu is not None and full.gpu is not None
+    assert (low.gpu.sm_count, low.gpu.clock_mhz, low.gpu.cuda_cores, low.memory.bandwidth_gb_per_s) == (4, 408, 512, 68.2)
+    assert low.peaks.fp16_tflops == pytest.approx(4 * 2048 * 408e6 / 1e12) and low.peaks.fp8_tflops is None
+    assert (low.id, low.label, low.power_watts, full.label) == (full.id, "jetson-orin-nano-8gb@7W", 7, full.id)
+    assert low.notes == full.notes and "peaks.fp16_tflops" in low.sources.derived
+    assert devices.load("jetson-agx-orin-64gb@15W").memory.bandwidth_gb_per_s == 136.5
+
+
+def test_what_a_mode_does_not_say_is_an_upper_bound() -> None:
+    mode, full = devices.load("jetson-agx-thor@120W"), devices.load("jetson-agx-thor")
+    assert (mode.peaks, mode.gpu, mode.memory) == (full.peaks, full.gpu, full.memory)
+    assert mode.is_uncertain("peaks.fp16_tflops") and mode.is_uncertain("gpu.clock_mhz") and not mode.is_uncertain("memory.bandwidth_gb_per_s")
+    assert mode.notes[-1] == "Power mode 120W: sm_count, clock_mhz not published; the device's own stand in, an upper bound."
+    assert "sm_count, clock_mhz not published" in CliRunner().invoke(main, ["devices", "jetson-agx-thor@120W"]).output
+
+
+def test_modes_that_there_are_not() -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown power mode of jetson-orin-nano-8gb '15w'; did you mean '15W'\? \(known: 15W, 7W\)"):
+        devices.load("jetson-orin-nano-8gb@15w")
+    with pytest.raises(EdgecompError, match="rtx-4090 has no power modes in its profile: leave out '@450W'"):
+        devices.load("rtx-4090@450W")
+    with pytest.raises(UnknownNameError, match="did you mean 'jetson-orin-nano-8gb'"):
+        devices.load("jetson-orin-nano-8bg@7W")
+
+
+def test_a_file_in_a_mode(tmp_path: Path) -> None:
+    text = (devices.profile_folder() / "jetson-nano.toml").read_text(encoding="utf-8")
+    folder = tmp_path / "boards@home"
+    folder.mkdir()
+    (folder / "jetson-nano.toml").write_text(text, encoding="utf-8")
+    assert devices.load(f"{folder / 'jetson-nano.toml'}@5W").gpu == devices.load("jetson-nano@5W").gpu
+    assert devices.load(str(folder / "jetson-nano.toml")).mode is None
+
+
 def test_a_mistyped_name_gets_a_suggestion() -> None:
     with pytest.raises(UnknownNameError, match=r"unknown device 'rtx-409'; did you mean 'rtx-4090'\?"):
         devices.load("rtx-409")
@@ -184,6 +221,13 @@ TWO_MODES = 'power_watts = 450\npower_modes = [{name = "low"}, {name = "low"}]'
     ('power = ["TechPowerUp"]', "power = []", "sources: power is empty"),
     ('uncertain = ["memory.usable_gib"]', 'uncertain = ["memory.speed"]', "sources: uncertain names 'memory.speed'"),
     ("[gpu]", "[gpu", "not a readable TOML file"),
+    ("bandwidth_gb_per_s = 1008", "bandwidth_gb_per_s = 0", "memory.bandwidth_gb_per_s is 0.0: a positive number is expected"),
+    ("bandwidth_gb_per_s = 1008", "bandwidth_gb_per_s = 1e9", "bandwidth_gb_per_s is 1e+09, and nothing has that: 0.5 to 100000 is expected"),
+    ("clock_mhz = 2520", "clock_mhz = 2.52", "gpu.clock_mhz is 2.52, and nothing has that: 20 to 20000 is expected; look at the unit"),
+    ("total_gib = 24", "total_gib = 25769803776", "memory.total_gib is 2.57698e+10, and nothing has that"),
+    ("power_watts = 450", 'power_watts = 450\npower_modes = [{name = "fast", clock_mhz = 9999}]',
+     "power_modes.fast.clock_mhz 9999 is more than the device's own 2520"),
+    ("power_watts = 450", 'power_watts = 450\nmode = {name = "fast"}', "mode is not for a profile: it is chosen behind the id, as in ID@15W"),
 ])
 def test_a_malformed_profile_is_one_clear_line(tmp_path: Path, old: str, new: str, said: str) -> None:
     with pytest.raises(EdgecompError) as caught:

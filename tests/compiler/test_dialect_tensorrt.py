@@ -206,7 +206,12 @@ class Pair:
         empty = [name for name, value in feeds.items() if name.startswith("visual_rows") and not len(value)]
         unread = {name: np.zeros((1, *feeds[name].shape[1:]), np.int64) for name in empty}
         places = {f"places.{first}" if first else "places": np.arange(buckets if isinstance(buckets, int) else buckets[first]) for first in new}
-        found, expected = self.mine.run(self.parts[part], feeds | places | unread), self.theirs.run(self.oracle, feeds)
+        ends = {}
+        for first, count in new.items():
+            layer = f".{first}" if first else ""
+            end = int(feeds[f"length{layer}"][0]) + count
+            ends |= {f"last_row{layer}": np.array([end - 1]), f"total_rows{layer}": np.array(end), f"row_numbers{layer}": np.arange(count)[None]}
+        found, expected = self.mine.run(self.parts[part], feeds | places | unread), self.theirs.run(self.oracle, feeds | ends)
         assert found["logits"].dtype == expected["logits"].dtype and np.ptp(expected["logits"]) > 0.5
         if unread:
             found = {"logits": found["logits"]}

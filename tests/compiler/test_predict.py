@@ -125,12 +125,12 @@ def test_every_device_and_engine_has_a_prediction():
     model = shape("Qwen3-VL-2B")
     for name in devices.names():
         device = devices.load(name)
-        for engine in {"TensorRT Edge-LLM", default_engine(device)} if device.gpu else ():
-            ordered(predict(model, device, Request(300, 512, 256), weights="int4", engine=engine))
+        for engine in {"TensorRT Edge-LLM", default_engine(device)} if device.gpu else {"onnxruntime"}:
+            ordered(predict(model, device, Request(300, 512, 256), weights="int4" if device.gpu else "fp32", engine=engine))
 
 
-def ordered(found: Prediction) -> None:
-    for field in ("vision_ms", "prefill_ms", "ttft_ms", "tpot_ms", "decode_tokens_per_s", "memory_bytes"):
+def ordered(found: Prediction, sees: bool = True) -> None:
+    for field in (*["vision_ms"][:sees], "prefill_ms", "ttft_ms", "tpot_ms", "decode_tokens_per_s", "memory_bytes"):
         estimate = getattr(found, field)
         assert 0 < estimate.low < estimate.value < estimate.high, field
         assert estimate.kind == "predicted"
@@ -199,6 +199,115 @@ def test_requests_that_a_model_cannot_take():
         predict(model, device, Request(cut_layer=36))
 
 
+MODES = [(name, mode.name) for name in devices.names() for mode in devices.load(name).power_modes]
+
+
+@pytest.mark.parametrize(("name", "mode"), MODES)
+def test_a_power_mode_is_never_faster_than_the_device(name, mode):
+    model, asked = shape("Qwen3-VL-2B"), Request(300, 512, 256)
+    slow, fast = (predict(model, devices.load(each), asked, weights="int4") for each in (f"{name}@{mode}", name))
+    assert slow.device == f"{name}@{mode}"
+    for field in ("vision_ms", "prefill_ms", "tpot_ms"):
+        assert getattr(slow, field).value >= getattr(fast, field).value
+    assert slow.memory_parts == fast.memory_parts
+    watts = next(each.watts for each in devices.load(name).power_modes if each.name == mode)
+    assert (slow.energy_j_per_token is None) == (watts is None)
+    assert fast.energy_j_per_token is fast.prefill_energy_j is None  # no profile says which mode its numbers are of
+    ordered(slow)
+
+
+def test_energy_is_what_the_mode_lets_through_at_most():
+    found = predict(shape("Qwen3-VL-2B"), devices.load("jetson-orin-nano-8gb@7W"), Request(300, 512, 256, batch=2), weights="int4")
+    for end in ("value", "low", "high"):
+        assert getattr(found.prefill_energy_j, end) == pytest.approx(7 * getattr(found.ttft_ms, end) / 1000)
+        assert getattr(found.energy_j_per_token, end) == pytest.approx(7 * getattr(found.tpot_ms, end) / 1000 / 2)
+    assert found.energy_j_per_token.constants == "at most: all of the 7 W of power mode 7W x tpot_ms"
+    assert "at best" not in found.tpot_ms.constants
+    unsaid = predict(shape("Qwen3-VL-2B"), devices.load("jetson-agx-thor@120W"), Request(), weights="int4")
+    assert "at best, for sm_count and clock_mhz of the power mode are not published" in unsaid.prefill_ms.constants
+
+
+def test_published_power_is_below_the_prediction():
+    """An Orin Nano in its Super mode took 21 W while it decoded (m1138); its mode of 25 W lets more through."""
+    lines = csv.DictReader((ROOT / "benchmarks" / "data" / "measurements.csv").open(encoding="utf-8"))
+    line = next(each for each in lines if each["id"] == "m1138")
+    asked = Request(100, round(float(line["decode_ctx"])))
+    found = predict(shape("Qwen3-VL-2B"), devices.load(f"{line['device']}@25W"), asked, weights="int4", engine=line["engine"])
+    assert found.energy_j_per_token.low > 0
+    assert float(line["power_w"]) / float(line["decode_tok_s"]) < found.energy_j_per_token.high
+
+
+def test_edgecomps_own_engines_hold_the_weights_twice():
+    """Prefill and decode are engines of their own (README: LLaVA-1.5-7B's take 25 GiB in fp16)."""
+    ours, theirs = (predict(shape("LLaVA-1.5-7B"), devices.load("rtx-4090"), Request(), engine=engine).memory_parts["weights"]
+                    for engine in ("TensorRT for RTX", "TensorRT Edge-LLM"))
+    table = 2 * 4096 * 32064  # token embeddings are beside the engines
+    assert ours == pytest.approx(2 * theirs - table, rel=1e-3)
+    assert ours == pytest.approx(25 * 2**30, rel=0.02)
+
+
+def test_an_engine_without_published_peaks_has_the_widest_share():
+    model, board = shape("Qwen3-4B"), devices.load("jetson-orin-nano-8gb")
+    measured, kin, other = (predict(model, board, Request(), weights="int4", engine=engine).memory_bytes
+                            for engine in ("TensorRT Edge-LLM", "TensorRT", "llama.cpp CUDA FA"))
+    assert "13 peaks of TensorRT Edge-LLM on boards with up to 16 GiB" in measured.constants
+    assert "in place of TensorRT" in kin.constants
+    assert "no peak of llama.cpp CUDA FA on boards with up to 16 GiB is published" in other.constants
+    widths = [each.high - each.low for each in (measured, kin, other)]
+    assert widths == sorted(widths)
+    assert widths[0] < widths[2]
+
+
+def test_published_peaks_are_within_their_intervals():
+    """Peaks of TensorRT Edge-LLM on an Orin Nano and NX, which the share was taken from; 90 % of them at least."""
+    rows, held, errors = {row: name for name, model in MODELS.items() for row in model["rows"]}, [], []
+    for line in csv.DictReader((ROOT / "benchmarks" / "data" / "measurements.csv").open(encoding="utf-8")):
+        if (line["engine"], line["engine_version"], line["mode"]) != ("TensorRT Edge-LLM", "0.9.0", "vanilla") or "orin-n" not in line["device"]:
+            continue
+        prompt, visual = round(float(line["input_tokens"])), round(float(line["image_tokens"] or 0))
+        found = predict(shape(rows[line["model"]]), devices.load(line["device"]), Request(prompt, round(float(line["decode_ctx"])), visual),
+                        weights="int4", engine="TensorRT Edge-LLM").memory_bytes
+        measured = float(line["peak_mem_mb"]) * 2**20
+        held.append(found.low <= measured <= found.high)
+        errors.append(abs(found.value / measured - 1))
+    assert len(held) == 11
+    assert sum(held) >= 10
+    assert median(errors) < 0.1
+
+
+def test_a_format_that_is_asked_for_by_its_own_name_stays():
+    found = predict(shape("Llama-3-8B"), devices.load("rtx-4090"), Request(), weights="q4_k_m", engine="llama.cpp CUDA FA")
+    assert found.weights == "q4_k_m"
+    assert efficiency.stored("llama.cpp CUDA FA", "int4") == "q4_0"
+
+
+def test_on_a_cpu_halves_are_held_as_fp32():
+    whole, half = (predict(shape("Qwen3-VL-2B"), devices.load("cpu-x86-8-cores"), Request(300, 512, 256), weights=weights)
+                   for weights in ("fp32", "fp16"))
+    assert whole.engine == "onnxruntime"
+    assert half.memory_parts["weights"] == pytest.approx(whole.memory_parts["weights"], rel=0.01)
+    assert half.memory_parts["cache"] == pytest.approx(whole.memory_parts["cache"] / 2)
+    # 2.1 billion parameters, tied: the table of embeddings is the head
+    assert whole.memory_parts["weights"] == pytest.approx(4 * PARAMETERS["Qwen3-VL-2B"], rel=0.01)
+
+
+ABSURD = [None, 0, -1, 10**12, "8", 2.5, float("nan"), [], [3], {}, True]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_config_with_anything_in_it_is_predicted_or_refused_in_one_line(data):
+    config = copy.deepcopy(MODELS[data.draw(st.sampled_from(sorted(MODELS)))]["config"])
+    inner = data.draw(st.sampled_from([config, *(value for value in config.values() if isinstance(value, dict))]))
+    inner[data.draw(st.sampled_from(sorted(inner)))] = data.draw(st.sampled_from(ABSURD))
+    try:
+        found = Shape.of_config(config)
+        if found.layers:
+            ordered(predict(found, devices.load("jetson-agx-thor"), Request(64, 64, 16 if found.tower else 0)), bool(found.tower))
+    except EdgecompError as error:
+        assert "\n" not in str(error)
+
+
 @pytest.fixture
 def config(tmp_path):
     path = tmp_path / "config.json"
@@ -214,9 +323,13 @@ def test_command_prints_json_and_a_verdict(config):
     for name in ("vision_ms", "prefill_ms", "ttft_ms", "tpot_ms", "decode_tokens_per_s", "memory_bytes"):
         assert found[name]["low"] < found[name]["value"] < found[name]["high"]
         assert found[name]["kind"] == "predicted"
-    assert found["verdict"] == "fits"
+    # 4.3 to 4.6 GiB are published; 6.90 are free without a desktop, 5.20 with one
+    assert 4.3 * 2**30 < found["memory_bytes"]["value"] < 4.7 * 2**30
+    assert (found["verdict"], found["largest"]) == ("tight", "runtime")
+    assert "it fits where no desktop runs" in found["way_out"]
+    assert found["memory_bytes"]["value"] == pytest.approx(sum(found["memory_parts"].values()))
     text = CliRunner().invoke(main, arguments).output
-    assert "Fits: jetson-orin-nano-8gb has" in text
+    assert "Tight: jetson-orin-nano-8gb has 6.90 GiB beside its system" in text
     assert "TensorRT Edge-LLM, int4, on jetson-orin-nano-8gb" in text
     assert CliRunner().invoke(main, ["predict", str(config.parent), *arguments[2:]]).output == text
     small = CliRunner().invoke(main, ["predict", str(config), "--device", "jetson-nano", "--weights", "fp16"]).output
@@ -227,7 +340,11 @@ def test_command_prints_json_and_a_verdict(config):
     (["--device", "rtx-409"], "did you mean 'rtx-4090'"), (["--device", "rtx-4090", "--visual-tokens", "256", "--keep", "300"], "choose 1 to 256"),
     (["--device", "rtx-4090", "--context", "5"], "less than --prompt-tokens"),
     (["--device", "rtx-4090", "--engine", "TensorRT Edge-LM"], "did you mean"),
-    (["--device", "cpu-x86-8-cores", "--engine", "TensorRT"], "cpu-x86-8-cores is a CPU, and no CPU has been measured to predict from"),
+    (["--device", "cpu-x86-8-cores", "--engine", "TensorRT"], "cpu-x86-8-cores is a CPU, and TensorRT was not measured on one"),
+    (["--device", "jetson-orin-nano-8gb@15w"], "unknown power mode of jetson-orin-nano-8gb '15w'; did you mean '15W'? (known: 15W, 7W)"),
+    (["--device", "rtx-4090@450W"], "rtx-4090 has no power modes in its profile"),
+    (["--device", "rtx-4090", "--visual-tokens", "256", "--cut-layer", "2"], "--cut-layer 2 without --keep"),
+    (["--device", "rtx-4090", "--prompt-tokens", "10000000000", "--context", "10000000000"], "--prompt-tokens is 10000000000: 1 to"),
     (["--device", "rtx-4090", "--plan", "full"], "is for a bundle"),
 ])
 def test_command_says_what_is_wrong_in_one_line(config, arguments, message):

@@ -1,10 +1,7 @@
 """The report page: it loads nothing, shows every number, warns of exactly the plans that lose, and survives what is missing or hostile."""
 from __future__ import annotations
 
-import base64
 import copy
-import io
-import random
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -12,92 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from report_sample import QUESTIONS, RIGHT, TOKENS, make_plan, sample
 
-from edgecomp.report.page import DASH, chart, group, label, losers, ms, number, pareto, render, size, ticks
-
-TOKENS, GRID, QUESTIONS = 576, [24, 24], 113
-TASKS = {"color": 22, "count": 17, "exist": 26, "read": 19, "where": 29}
-SUMMARIES = {"dart": ("tokens least similar to a few pivots (DART)", "arXiv 2502.11494", "pruning"),
-             "cls": ("tokens the CLS token attends to most", "arXiv 2412.01818", "pruning"),
-             "pool": ("averages over a coarser grid", "arXiv 2505.19147", "merging"),
-             "random": ("tokens by chance", "", "pruning"), "none": ("", "", "")}
-# budget -> method -> right answers of 113; random by seed
-RIGHT: dict[int, dict[str, Any]] = {
-    36: {"dart": 57, "cls": 61, "pool": 58, "random": (55, 60, 53)},
-    64: {"dart": 63, "cls": 76, "pool": 70, "random": (66, 61, 68)},
-    127: {"dart": 78, "cls": 81, "pool": 80, "random": (74, 77, 75)},
-    256: {"dart": 83, "cls": 82, "pool": 82, "random": (82, 81, 83)}}
-
-
-def picture() -> str:
-    """A drawn scene as a data URL."""
-    image = Image.new("RGB", (336, 336), "#c9d6df")
-    draw = ImageDraw.Draw(image)
-    draw.rectangle((30, 200, 150, 310), fill="#b03a2e")
-    draw.ellipse((180, 40, 300, 160), fill="#1f618d")
-    draw.text((60, 60), "bread", fill="black", font_size=40)
-    held = io.BytesIO()
-    image.save(held, "JPEG")
-    return "data:image/jpeg;base64," + base64.b64encode(held.getvalue()).decode()
-
-
-def timing(chance: random.Random, median: float) -> dict[str, float]:
-    median *= chance.uniform(0.97, 1.03)
-    return {"median": median, "low": median * chance.uniform(0.94, 0.99), "high": median * chance.uniform(1.01, 1.09)}
-
-
-def make_plan(name: str, method: str, keep: int, right: int | None, parameters: dict[str, Any], nearest_to: int | None = None) -> dict[str, Any]:
-    """One plan as `edgecomp profile` writes it, with times that follow from its budget."""
-    chance = random.Random(name)
-    summary, paper, kind = SUMMARIES[method]
-    prefill = 14 + 0.82 * keep
-    rows = keep + 26
-    split = None if right is None else {task: round(100 * right / QUESTIONS + chance.uniform(-9, 9), 1) for task in TASKS}
-    return {
-        "name": name, "method": method, "keep": keep, "nearest_to": nearest_to, "parameters": parameters,
-        "site": "projector" if method != "none" else "", "position": "keep",
-        "summary": summary, "paper": paper, "kind": kind, "needs_prompt": False, "parametric": False,
-        "counts": {"enter": keep, "after_cut": keep, "mean_over_layers": float(keep)},
-        "memory": {"weights_bytes": 65_200_000, "cache_bytes": 20_971_520, "cache_used_bytes": rows * 10_240,
-                   "peak_bytes": 246_000_000 + 60_000 * keep + chance.randrange(3_000_000), "meter": "VmHWM"},
-        "latency": {"load_ms": 431.0 + chance.uniform(-20, 20), "preprocess_ms": timing(chance, 6.3), "vision_ms": timing(chance, 148),
-                    "prefill_ms": timing(chance, prefill), "first_token_ms": timing(chance, 156 + prefill),
-                    "per_token_ms": timing(chance, 5.1 + keep / 400), "repeats": 7, "prompt_rows": rows},
-        "accuracy": None if right is None else {"all": 100 * right / QUESTIONS, "by_task": split, "questions": QUESTIONS, "scenes": 16},
-    }
-
-
-def sample() -> dict[str, Any]:
-    """A result with four methods, three seeds of random, and a pool that stands in for a budget it cannot make."""
-    plans = [make_plan("full", "none", TOKENS, 83, {})]
-    for budget, rates in RIGHT.items():
-        plans.append(make_plan(f"dart-{budget}", "dart", budget, rates["dart"], {"pivots": 8}))
-        plans.append(make_plan(f"cls-{budget}", "cls", budget, rates["cls"], {}))
-        plans += [make_plan(f"random-{budget}" + (f"-seed{seed}" if seed else ""), "random", budget, right, {"seed": seed})
-                  for seed, right in enumerate(rates["random"])]
-        made = 126 if budget == 127 else budget
-        plans.append(make_plan(f"pool-{made}", "pool", made, rates["pool"], {}, 127 if made == 126 else None))
-    return {
-        "edgecomp": "0.1.0", "created": "2026-11-22", "command": "edgecomp profile scenes --data examples/scenes/questions.jsonl -o report.html",
-        "machine": {"cpu": "AMD EPYC 7B13", "cores": 2, "memory_bytes": 8_330_000_000, "system": "Linux-6.1.0-amd64-x86_64", "python": "3.11.7",
-                    "backend": "onnxruntime 1.31.1, CPUExecutionProvider", "threads": 2},
-        "bundle": {"name": "scenes", "source": "examples/scenes-llava", "family": "llava", "precision": "fp32", "context": 2048, "tokens": TOKENS,
-                   "grid": GRID, "vision_layers": 9, "decoder_layers": 8, "hidden": 320, "weights_bytes": 65_200_000},
-        "plans": plans,
-        "example": {"image": picture(), "question": "what word is written?", "answer": "bread",
-                    "plans": {plan["name"]: shown(plan) for plan in plans if plan["keep"] in (64, 126, TOKENS)}},
-    }
-
-
-def shown(plan: dict[str, Any]) -> dict[str, Any]:
-    """What a plan keeps of the example: the centres of its cells, or tokens by chance."""
-    if plan["method"] == "pool":
-        high, wide = {64: (8, 8), 126: (9, 14)}[plan["keep"]]
-        kept = [(2 * y + 1) * 24 // (2 * high) * 24 + (2 * x + 1) * 24 // (2 * wide) for y in range(high) for x in range(wide)]
-    else:
-        kept = sorted(random.Random(plan["name"]).sample(range(TOKENS), plan["keep"]))
-    return {"kept": kept, "said": "Bread." if plan["method"] in ("cls", "none") else "bank", "pooled": plan["method"] == "pool"}
+from edgecomp.report.axes import ticks
+from edgecomp.report.formats import DASH, ms, number, size
+from edgecomp.report.marks import group, losers, pareto
+from edgecomp.report.page import render
+from edgecomp.report.tradeoff import chart
 
 
 class Page(HTMLParser):
@@ -191,7 +109,7 @@ def test_warns_of_exactly_the_losers(html: str, result: dict[str, Any]) -> None:
             made = 126 if (method, budget) == ("pool", 127) else budget
             expected[f"{method}-{made}"] = worse
     found = losers(result["plans"])
-    assert {name: worse for name, worse in found.items() if worse} == {name: worse for name, worse in expected.items() if worse}
+    assert {name: list(worse) for name, worse in found.items() if worse} == {name: worse for name, worse in expected.items() if worse}
     assert set(found) == {plan["name"] for plan in result["plans"]}
     page = Page(html)
     assert set(page.warned) == {name for name, worse in expected.items() if worse}
@@ -224,7 +142,7 @@ def test_says_where_a_baseline_is_missing(result: dict[str, Any]) -> None:
     lone = copy.deepcopy(result)
     lone["plans"] = [plan for plan in lone["plans"] if plan["name"] != "pool-64"]
     assert "Not compared at 64 tokens: pool has no accuracy there" in render(lone)
-    assert losers(lone["plans"])["dart-64"] == ["random"]
+    assert list(losers(lone["plans"])["dart-64"]) == ["random"]
 
 
 def test_hostile_strings_are_escaped(result: dict[str, Any]) -> None:
@@ -342,7 +260,6 @@ def test_chart_stays_inside_and_labels_do_not_overlap(result: dict[str, Any], si
     boxes = [(x, y - 9, x + 7 * len(str(m["mark"].keep)), y) for m in drawn["marks"] if m["label"] for x, y in [m["label"]]]
     assert len(boxes) > len(RIGHT)
     assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for i, a in enumerate(boxes) for b in boxes[:i])
-    label([], 100)
 
 
 def test_random_is_one_mark_of_three_seeds(result: dict[str, Any]) -> None:

@@ -211,7 +211,8 @@ def test_a_capped_head_is_split_as_others_are(made: dict[str, tuple[Path, Bundle
     info, generator = bundle.manifest.decoder, np.random.default_rng(0)
     (tmp_path / "weights.bin").hardlink_to(bundle.file("graphs/weights.bin"))
     feeds = {"embeddings": generator.normal(0, 1, (1, 3, info.hidden)).astype(np.float32), "positions": np.arange(3)[None],
-             "length": np.array([0]), "logit_rows": np.array([0, 2]), "segments": np.array([[1, 1, 0]])}
+             "length": np.array([0]), "logit_rows": np.array([0, 2]), "segments": np.array([[1, 1, 0]]),
+             "last_row": np.array([2], np.int32), "total_rows": np.array(3, np.int32)}
     feeds |= {f"cache_{kind}.{layer}": np.zeros((1, info.key_value_heads, 4, info.head_dim), np.float32)
               for layer in range(info.layers) for kind in ("key", "value")}
     logits, parts = [], []

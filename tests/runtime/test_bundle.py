@@ -23,6 +23,7 @@ from edgecomp_runtime.manifest import (
     ImageInfo,
     Manifest,
     PlanInfo,
+    QuantizedInfo,
     SourceInfo,
     StepInfo,
     TableInfo,
@@ -215,7 +216,8 @@ MANIFESTS = st.builds(
     st.builds(TableInfo, NAMES, COUNTS, PAIRS, NAMES, NUMBERS),
     st.builds(DecoderInfo, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, NAMES), NAMES,
     st.dictionaries(NAMES, PLANS, max_size=2), st.dictionaries(NAMES, GRAPHS, max_size=2),
-    st.dictionaries(NAMES, st.builds(FileInfo, COUNTS, NAMES), max_size=2))
+    st.dictionaries(NAMES, st.builds(FileInfo, COUNTS, NAMES), max_size=2),
+    quantized=st.none() | st.builds(QuantizedInfo, NAMES, COUNTS, st.dictionaries(NAMES, COUNTS, max_size=2)))
 
 
 @settings(max_examples=60, deadline=None)

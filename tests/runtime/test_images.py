@@ -85,6 +85,13 @@ def assert_as_in_transformers(path: Path) -> None:
 
 # Pictures that can be used
 
+def test_half_precision_is_the_same_rounded() -> None:
+    loaded = images.load(PHOTOGRAPHS[0])
+    pixels = images.preprocess(loaded, CLIP, "float16")
+    assert pixels.dtype == np.float16 and pixels.flags.c_contiguous
+    np.testing.assert_array_equal(pixels, images.preprocess(loaded, CLIP).astype(np.float16))
+
+
 @pytest.mark.parametrize("path", PHOTOGRAPHS, ids=lambda path: path.name)
 def test_photographs_are_as_in_transformers(path: Path) -> None:
     assert_as_in_transformers(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
@@ -90,8 +90,9 @@ def test_a_seed_gives_the_same_tokens_and_another_seed_others() -> None:
     assert tokens(None) != tokens(None)
 
 
-@given(arrays.arrays(np.float16, st.integers(1, 50), elements=st.sampled_from([-3.0, 0.5, 2.0, float("-inf"), 7.0])
+@given(arrays.arrays(np.float16, st.integers(1, 50), elements=st.sampled_from([-3.0, -0.5, -0.0, 0.0, 2.0, float("-inf"), 7.0])
                      ).filter(lambda a: np.isfinite(a).any()))
+@example(np.array([-1, -0.0, 0.0], np.float16))
 def test_greedy_takes_the_first_of_the_highest(logits: np.ndarray) -> None:
     values = logits.tolist()
     assert sampler(Sampling())(logits) == values.index(max(values))
@@ -104,7 +105,7 @@ def test_a_tiny_temperature_is_nearly_greedy_without_warning(dtype: type[np.floa
         assert {sampler(Sampling(temperature=5e-324))(logits) for _ in range(20)} == {1}
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf])
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, 0.9, 0)])
 def test_logits_of_an_overflown_model_are_refused(sampling: Sampling, bad: float) -> None:
     with pytest.raises(BundleError, match=rf"the highest logit is {bad} \(token 2 of 4\).*another precision"):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from edgecomp_runtime.buffers import Region
 from edgecomp_runtime.errors import EdgecompError
+
+KINDS = 16  # of work that are remembered: what differs from token to token is not worth a graph, which takes memory
 
 
 def checked(result: tuple[Any, ...]) -> Any:
@@ -25,6 +28,63 @@ def capability() -> str:
     """Compute capability of the GPU at hand, as '8.7'. Raises EdgecompError where there is none."""
     found = checked(cudart.cudaGetDeviceProperties(0))
     return f"{found.major}.{found.minor}"
+
+
+class CudaGraphs:
+    """Work that a library gives to a stream, run again as a CUDA graph where it is the same as before: one launch for hundreds.
+
+    The first two times it runs as it is, so that the library has what it allocates once. Work that the host has a part in (copies from or
+    to its memory, calls of its functions) is never run from a graph, since that part would be repeated with what it saw the first time.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+        self._runs: dict[Hashable, int] = {}
+        self._graphs: dict[Hashable, Any] = {}  # None: not to be had
+
+    def run(self, key: Hashable, work: Callable[[], None]) -> None:
+        """Does the work. Equal keys say that all that the host decides about it is equal: shapes, addresses, numbers that it reads."""
+        if graph := self._graphs.get(key):
+            checked(cudart.cudaGraphLaunch(graph, self._stream))
+            return
+        work()
+        if key not in self._runs and len(self._runs) >= KINDS:
+            return
+        self._runs[key] = self._runs.get(key, 0) + 1
+        if self._runs[key] >= 2 and key not in self._graphs:
+            self._graphs[key] = self._captured(work)
+
+    def _captured(self, work: Callable[[], None]) -> Any:
+        """An executable graph of the work, which does not run meanwhile; None where it cannot be one."""
+        checked(cudart.cudaStreamBeginCapture(self._stream, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed))
+        try:
+            work()
+        except Exception:  # of the library, whatever it throws where it meets a stream that records
+            cudart.cudaStreamEndCapture(self._stream)
+            cudart.cudaGetLastError()
+            return None
+        status, graph = cudart.cudaStreamEndCapture(self._stream)
+        if status != cudart.cudaError_t.cudaSuccess:
+            cudart.cudaGetLastError()
+            return None
+        found = checked(cudart.cudaGraphInstantiate(graph, 0)) if all(map(_on_device, _nodes(graph))) else None
+        checked(cudart.cudaGraphDestroy(graph))
+        return found
+
+
+def _nodes(graph: Any) -> list[Any]:
+    _, count = checked(cudart.cudaGraphGetNodes(graph, 0))
+    nodes, _ = checked(cudart.cudaGraphGetNodes(graph, count))
+    return list(nodes)
+
+
+def _on_device(node: Any) -> bool:
+    """Whether the host has no part in a graph's node."""
+    kind, kinds = checked(cudart.cudaGraphNodeGetType(node)), cudart.cudaGraphNodeType
+    if kind == kinds.cudaGraphNodeTypeMemcpy:
+        copied = checked(cudart.cudaGraphMemcpyNodeGetParams(node)).kind
+        return bool(copied == cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice)
+    return bool(kind != kinds.cudaGraphNodeTypeHost)
 
 
 class CudaMemory:
