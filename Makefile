@@ -15,7 +15,8 @@ demo: .venv/ready
 	$(EDGECOMP) run $(OUT)/scenes --plan cls-64 --stats --image $(SCENES)/images/scene-03.jpg \
 		--prompt "what number is written?" --prompt "what color is the star?"
 	$(EDGECOMP) eval $(OUT)/scenes --plan full --data $(SCENES)/questions.jsonl
-	$(EDGECOMP) profile $(OUT)/scenes --data $(SCENES)/questions.jsonl --images 16 -o $(OUT)/report.html
+	$(EDGECOMP) profile $(OUT)/scenes --data $(SCENES)/questions.jsonl --images 16 \
+		--device jetson-orin-nano-8gb --device jetson-agx-orin-64gb --device rtx-4090 -o $(OUT)/report.html
 	@echo "Open the report: $(OUT)/report.html"
 
 test: .venv/ready-dev check

@@ -1,8 +1,10 @@
 """What the benchmarks share: the demonstration model compiled once, tables, and where results go."""
 from __future__ import annotations
 
+import json
 import os
 import platform
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +27,31 @@ def demo_bundle() -> Path:
     out = WORK / "scenes"
     if not out.exists():
         compile_model(str(CHECKPOINT), out, [Recipe.of(methods.make(m), str(k)) for m in METHODS for k in (*BUDGETS, 576)], say=print)
+    return out
+
+
+def random_llava(name: str, tower: dict[str, int], decoder: dict[str, int], side: int, plans: dict[str, str]) -> Path:
+    """A LLaVA with random weights, the demonstration model's tokenizer and pictures of `side` pixels, compiled with a plan for each method: budget.
+
+    tower, decoder: fields of CLIPVisionConfig and LlamaConfig.
+    """
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    from edgecomp import methods
+    from edgecomp.compile import compile_model
+    from edgecomp.compress import Recipe
+    out, folder = WORK / name, WORK / f"{name}-checkpoint"
+    if out.exists():
+        return out
+    vision = CLIPVisionConfig(**tower, image_size=side, patch_size=14)
+    LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=LlamaConfig(**decoder), image_token_index=3)).save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(CHECKPOINT / file, folder)
+    settings = json.loads((CHECKPOINT / "processor_config.json").read_text(encoding="utf-8"))
+    settings["image_processor"] |= {"size": {"shortest_edge": side}, "crop_size": side}
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    compile_model(str(folder), out, [Recipe.of(methods.make(method), keep) for method, keep in plans.items()], say=print)
+    shutil.rmtree(folder)
     return out
 
 

@@ -33,6 +33,14 @@ SMOL_TEXT = {"model_type": "llama", "hidden_size": 576, "intermediate_size": 153
              "num_key_value_heads": 3, "vocab_size": 49280, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}
 SMOL_VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 512, "patch_size": 16}
 
+VICUNA_TEXT = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+               "num_key_value_heads": 32, "vocab_size": 32064, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+               "eos_token_id": None}  # so that no answer ends early
+CLIP_VISION = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+               "image_size": 336, "patch_size": 14, "projection_dim": 768}
+CLIP_PICTURES = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
+ANYRES = {"image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]}
+
 TEMPLATE = "{% for m in messages %}{{ m.role }}:{% for c in m.content %}{{ '<image>\\n' if c.type == 'image' else c.text }}{% endfor %}\n{% endfor %}"
 
 
@@ -54,6 +62,9 @@ MODELS = {
     "smolvlm-256m": Model("smolvlm", SMOL_TEXT, SMOL_VISION, "SmolVLMImageProcessorPil", "fp32", ["--tiles", "4"], {"scale_factor": 4},
                           {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}}, ["<fake_token_around_image>", "<global-img>"]),
     "qwen2.5-vl-3b": Model("qwen2_5_vl", QWEN_TEXT, QWEN_VISION, "Qwen2VLImageProcessorPil", "fp16", ["--image-size", "448x448"]),
+    "llava-1.5-7b": Model("llava", VICUNA_TEXT, CLIP_VISION, "CLIPImageProcessorPil", "fp16", [], settings=CLIP_PICTURES),
+    "llava-next-7b": Model("llava_next", VICUNA_TEXT, CLIP_VISION, "LlavaNextImageProcessorPil", "fp16", ["--image-size", "672x672"], ANYRES,
+                           {**CLIP_PICTURES, **ANYRES}),
 }
 
 
@@ -72,7 +83,7 @@ def checkpoint(name: str) -> Path:
     tokenizer.add_tokens(made.tokens, special_tokens=True)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(out)
-    text = {**made.text, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    text = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **made.text}
     config = transformers.AutoConfig.for_model(made.model_type, text_config=text, vision_config=made.vision, dtype="bfloat16", **made.other,
                                                image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
                                                tie_word_embeddings=text["tie_word_embeddings"])

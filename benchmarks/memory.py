@@ -8,14 +8,11 @@ peak resident memory the kernel gives (VmHWM).
 """
 from __future__ import annotations
 
-import json
 import platform
-import shutil
 
 from choosing import PICTURE
-from common import CHECKPOINT, RESULTS, WORK, markdown
+from common import RESULTS, WORK, markdown, random_llava
 
-from edgecomp.compile import compile_model
 from edgecomp.doctor import machine
 from edgecomp.measure import Spec, measure
 from edgecomp.predict.memory import memory_of
@@ -23,32 +20,17 @@ from edgecomp_runtime import Bundle
 
 PROMPT = "describe the image. where is the star? what number is written? what color is the ring?"
 ANSWERS, TOKENS, MIB = 8, 17, 2**20
-# title: (folder, whether the constants and the form of edgecomp/predict/memory.py were chosen on it)
+# title: (folder, whether the constants and the form of edgecomp/predict/resident.py were chosen on it)
 BUNDLES = {"tiny": ("memory-tiny", True), "demonstration model": ("sites-demo", True), "SmolVLM-256M's size": ("sites-smol", True),
            "demonstration model, fp16": ("demo-fp16", True), "SmolVLM-256M, fp16": ("smolvlm-256m-fp16", True),
            "SmolVLM-256M, 4 tiles and an overview": ("smolvlm-256m", False),
            "LLaVA-NeXT at SmolVLM-256M's size": ("selectors-llava_next-bundle", False)}
 
 
-def tiny() -> None:
-    """A LLaVA with two layers, the demonstration model's tokenizer and pictures of 70 pixels."""
-    out, folder = WORK / "memory-tiny", WORK / "memory-tiny-checkpoint"
-    if out.exists():
-        return
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=70, patch_size=14)
-    text = LlamaConfig(vocab_size=411, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
-    LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=3)).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(CHECKPOINT / name, folder)
-    settings = json.loads((CHECKPOINT / "processor_config.json").read_text())
-    settings["image_processor"] |= {"size": {"shortest_edge": 70}, "crop_size": 70}
-    (folder / "processor_config.json").write_text(json.dumps(settings))
-    compile_model(str(folder), out, [], say=print)
-
-
 if __name__ == "__main__":
-    tiny()
+    random_llava("memory-tiny", {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2},
+                 {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                  "vocab_size": 411}, 70, {})
     rows: list[list[object]] = []
     parts: list[list[object]] = []
     for title, (name, fitted) in BUNDLES.items():
@@ -68,7 +50,7 @@ if __name__ == "__main__":
         "# Memory, predicted and measured\n",
         f"`python benchmarks/memory.py` on {machine()['cpu']}, Python {platform.python_version()}. Peak resident memory under onnxruntime on the "
         "CPU, one picture and a question. `predicted` is computed from a bundle's graphs and manifest and from the constants in "
-        "`edgecomp/predict/memory.py`; `measured` is the kernel's peak. Constants and form were chosen on the rows that say so; the "
+        "`edgecomp/predict/resident.py`; `measured` is the kernel's peak. Constants and form were chosen on the rows that say so; the "
         "others are new to them.\n",
         markdown(["model", "plan", "predicted MiB", f"measured MiB ({measured['meter']})", "error", "chosen on it"], rows),
         "## The parts, MiB, all predicted\n", markdown(["model", "plan", *predicted], parts)])

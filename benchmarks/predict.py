@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 from collections import Counter, defaultdict
@@ -14,19 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-
+from benchmarks import memory_share
 from benchmarks import predict_fit as fitting
 from benchmarks.predict_fit import Residual, Row
 from edgecomp.predict import efficiency
-from edgecomp.predict.model import Shape
-from edgecomp.predict.predict import Request, parts_of
 
 RESULTS = Path(__file__).parent / "results" / "predict.md"
 AIMS = {("model", "decode"): 10, ("model", "prefill"): 20, ("device", "decode"): 25, ("device", "prefill"): 40}
+# how much was known of a path: what its rows were left out by to know no more
+SOURCES = {"path": "model", "device": "engine", "engine": "device", "neither": "device and engine"}
+MANY, FEW = 10, 5  # units: so many that rows are counted, and so few that nothing is said of the next one
 WORDS = {"path": "this device, engine and format", "device": "the device, not this engine or format on it",
          "engine": "the engine, not on this device", "neither": "neither, only its family and precision"}
-MEMORY_DEVICES = ("jetson-orin-nano-8gb", "jetson-orin-nano-8gb-super", "jetson-orin-nx-16gb")
 
 
 def percent(residuals: list[Residual]) -> list[float]:
@@ -44,65 +42,62 @@ def table(title: str, residuals: list[Residual], key: Callable[[Residual], tuple
     return "\n".join([*lines, ""])
 
 
+def by_unit(pool: list[Residual], known: str) -> dict[str, list[Residual]]:
+    """Rows by what they share their error with: the model where its path is known, else the device."""
+    units: dict[str, list[Residual]] = defaultdict(list)
+    for each in pool:
+        units[each.row.model if known == "path" else each.row.device.id].append(each)
+    return units
+
+
 def quantile(residuals: list[Residual]) -> float:
     """What 90 % of |log error| are within, as conformal prediction counts it (arXiv 2107.07511): the ceil(0.9 (n + 1))-th smallest."""
     ordered = sorted(abs(each.log) for each in residuals)
     return ordered[min(len(ordered), math.ceil(0.9 * (len(ordered) + 1))) - 1]
 
 
-def pools(by: dict[str, list[Residual]]) -> dict[tuple[str, str], list[Residual]]:
-    """(phase, what was known): the residuals that a prediction of that kind may expect."""
-    sources = {"path": ("model",), "engine": ("device",), "device": ("engine",), "neither": ("device", "engine")}
-    return {(phase, known): [each for name in names for each in by[name] if each.row.phase == phase and each.known == known]
-            for phase in efficiency.TERMS for known, names in sources.items()}
+def width(units: dict[str, list[Residual]]) -> float:
+    """What 90 % of |log error| are within, of rows of many units. Of few, whose rows are off together, a row says little of the next unit: then
+    all units weigh the same, and the next one's rows are counted as beyond every row that was seen (hierarchical conformal prediction,
+    arXiv 2306.06342)."""
+    if len(units) >= MANY:
+        return quantile([each for rows in units.values() for each in rows])
+    weighed = sorted((abs(each.log), 1 / len(rows) / (len(units) + 1)) for rows in units.values() for each in rows)
+    total = 0.0
+    for error, weight in weighed:
+        total += weight
+        if total >= 0.9:
+            return error
+    return weighed[-1][0]
 
 
-def spreads(pool: dict[tuple[str, str], list[Residual]]) -> dict[str, dict[str, float]]:
-    """Half the widths of the intervals. Knowing less never narrows one; too few rows take the next kind's."""
+def pools(by: dict[str, list[Residual]]) -> dict[tuple[str, str], dict[str, list[Residual]]]:
+    """(phase, what was known): the errors that a prediction of that kind may expect, by unit."""
+    return {(phase, known): by_unit([each for each in by[name] if each.row.phase == phase and each.known == known], known)
+            for phase in efficiency.TERMS for known, name in SOURCES.items()}
+
+
+def spreads(pool: dict[tuple[str, str], dict[str, list[Residual]]]) -> dict[str, dict[str, float]]:
+    """Half the widths of the intervals. Knowing less never narrows one; a kind that was seen on too few units has that of knowing nothing."""
     found: dict[str, dict[str, float]] = {}
     for phase in efficiency.TERMS:
-        width = 0.0
-        found[phase] = {}
-        for known in ("path", "device", "engine", "neither"):
-            group = pool[phase, known]
-            width = max(width, quantile(group) if len(group) >= 10 else width)
-            found[phase][known] = round(width, 4)
+        own = {known: width(units) for known in SOURCES if len(units := pool[phase, known]) >= FEW}
+        most, least = max(own.values()), own.get("path", 0.0)
+        found[phase] = {known: round(most if known == "neither" else max(own.get(known, most), least), 4) for known in SOURCES}
     return found
 
 
-def coverage(pool: dict[tuple[str, str], list[Residual]]) -> dict[tuple[str, str], tuple[int, int]]:
+def coverage(pool: dict[tuple[str, str], dict[str, list[Residual]]]) -> dict[tuple[str, str], tuple[int, int]]:
     """Rows within an interval whose width was taken from the other models' (or devices') rows alone: (within, all)."""
     held: dict[tuple[str, str], tuple[int, int]] = {}
-    for (phase, known), group in pool.items():
-        def unit(each: Residual, known: str = known) -> str:
-            return each.row.model if known == "path" else each.row.device.id
-
-        units = {unit(each) for each in group}
-        if len(group) < 10 or len(units) < 2:
-            continue
-        inside = 0
-        for name in units:
-            width = quantile([each for each in group if unit(each) != name])
-            inside += sum(abs(each.log) <= width for each in group if unit(each) == name)
-        held[phase, known] = inside, len(group)
+    for kind, units in pool.items():
+        if len(units) >= FEW:
+            inside = 0
+            for name, rows in units.items():
+                most = width({other: theirs for other, theirs in units.items() if other != name})
+                inside += sum(abs(each.log) <= most for each in rows)
+            held[kind] = inside, sum(map(len, units.values()))
     return held
-
-
-def overhead() -> dict[str, object]:
-    """What a process holds beside weights and cache, from the peaks whose meter counts everything (Orin Nano and NX, one sequence)."""
-    models = json.loads((fitting.DATA / "models.json").read_text(encoding="utf-8"))
-    shapes = {row: Shape.of_config(model["config"]) for model in models.values() for row in model["rows"]}
-    rest = []
-    for line in csv.DictReader((fitting.DATA / "measurements.csv").open(encoding="utf-8")):
-        if (line["device"] in MEMORY_DEVICES and line["engine"] == "TensorRT Edge-LLM" and line["mode"] == "vanilla" and line["batch"] == "1"
-                and "superseded" not in line["quality"] and line["peak_mem_mb"] and line["model"] in shapes and line["decode_ctx"]):
-            visual = int(float(line["image_tokens"] or line["vit_tokens"] or 0))
-            context = max(round(float(line["decode_ctx"])), visual)
-            parts = parts_of(shapes[line["model"]], Request(max(visual, 1), context, visual), "int4")
-            rest.append(float(line["peak_mem_mb"]) * 2**20 - sum(parts.values()))
-    low, middle, high = np.quantile(rest, [0.05, 0.5, 0.95])
-    return {"value": round(max(middle, 0)), "low": round(max(low, 0)), "high": round(high), "rows": len(rest),
-            "of": f"weights and cache counted; the rest as {len(rest)} peaks of TensorRT Edge-LLM on Orin Nano and NX left it"}
 
 
 def save(rows: list[Row], spread: dict[str, dict[str, float]]) -> None:
@@ -118,7 +113,8 @@ def save(rows: list[Row], spread: dict[str, dict[str, float]]) -> None:
         effects[phase] = {effect: {key: {"log": [round(float(value), 4) for value in log], "rows": count}
                                    for key, (log, count) in sorted(entries.items())} for effect, entries in fitted.items()}
     data = {"made_by": "python -m benchmarks.predict --fit", "from": "benchmarks/data/measurements.csv, benchmarks/data/models.json",
-            "terms": efficiency.TERMS, "engines": dict(sorted(stored.items())), "spread": spread, "memory": overhead(), "effects": effects}
+            "terms": efficiency.TERMS, "engines": dict(sorted(stored.items())), "spread": spread,
+            "memory": memory_share.shares(memory_share.peaks()), "effects": effects}
     text = json.dumps(data, indent=1)
     efficiency.TABLE.write_text(text + "\n", encoding="utf-8")
 
@@ -144,14 +140,15 @@ def report(rows: list[Row], left: Counter[str], by: dict[str, list[Residual]]) -
         what = "its model left out, its path known" if name == "model" else "its device left out, devices with 5 rows or more"
         lines.append(f"| {phase}, {what} ({len(group)} rows) | {value:.1f} % | {aim} % | {'reached' if value <= aim else 'missed'} |")
     lines += ["", "## Intervals of 90 %", "",
-              "Widths are from the rows below; coverage is that of widths taken without the row's own model (or device).", "",
-              "| phase | what was known of the path | rows | interval | rows within |", "|---|---|---|---|---|"]
-    for (phase, what), group in pool.items():
+              "Widths are from the rows below, each predicted without its model, its engine, its device, or both of these; coverage is that of "
+              "widths taken without the row's own model (or device). Fewer than ten of them are weighed alike; fewer than five say nothing.", "",
+              "| phase | what was known of the path | rows | models or devices | interval | rows within |", "|---|---|---|---|---|---|"]
+    for (phase, what), units in pool.items():
         inside = f"{100 * held[phase, what][0] / held[phase, what][1]:.0f} %" if (phase, what) in held else "too few"
-        width = spread[phase][what]
-        lines.append(f"| {phase} | {WORDS[what]} | {len(group)} | {math.exp(-width):.2f} to {math.exp(width):.2f} times | {inside} |")
+        half, count = spread[phase][what], sum(map(len, units.values()))
+        lines.append(f"| {phase} | {WORDS[what]} | {count} | {len(units)} | {math.exp(-half):.2f} to {math.exp(half):.2f} times | {inside} |")
     total = [sum(each) for each in zip(*held.values(), strict=True)]
-    lines += [f"| all | | {total[1]} | | {100 * total[0] / total[1]:.0f} % |", ""]
+    lines += [f"| all | | {total[1]} | | | {100 * total[0] / total[1]:.0f} % |", ""]
 
     def engine(each: Residual) -> tuple[str, str]:
         return each.row.phase, each.row.engine
@@ -161,6 +158,7 @@ def report(rows: list[Row], left: Counter[str], by: dict[str, list[Residual]]) -
               table("Model left out, where the path is known by that model alone", unknown, engine, ("phase", "engine")),
               table("Device left out, by phase and engine", by["device"], engine, ("phase", "engine")),
               table("Device left out, by device with 5 rows or more", often, lambda each: (each.row.phase, each.row.device.id), ("phase", "device")),
+              memory_share.report(memory_share.peaks()),
               table("Model left out, by model (path known)", known, lambda each: (each.row.phase, each.row.model), ("phase", "model"))]
     return "\n".join(lines)
 
@@ -170,7 +168,7 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true", help="write the constants that edgecomp reads")
     arguments = parser.parse_args()
     rows, left = fitting.read()
-    by = {name: fitting.left_out(rows, name) for name in ("model", "device", "engine")}
+    by = {name: fitting.left_out(rows, name) for name in SOURCES.values()}
     if arguments.fit:
         save(rows, spreads(pools(by)))
     text = report(rows, left, by)

@@ -18,8 +18,8 @@ from edgecomp.predict.model import Shape
 from edgecomp.predict.work import work
 
 DATA = Path(__file__).parent / "data"
-# What each constant is before any row was seen: e = 0.7 of the bandwidth and half of a peak, 30 us a layer, a recurrence at 3 % of the fp32 peak
-START = {"decode": (1 / 0.7, 30e-6, 2.0), "prefill": (2.0, 30.0, 30.0, 1.0, 60e-6), "vision": (2.0, 60e-6)}
+# What each constant is before any row was seen: e = 0.7 of the bandwidth and half of a peak, 30 us a layer, a recurrence at 0.3 % of the fp16 peak
+START = {"decode": (1 / 0.7, 30e-6, 2.0), "prefill": (2.0, 300.0, 300.0, 1.0, 60e-6), "vision": (2.0, 60e-6)}
 # how far each effect goes from nothing, in log
 STEP = {"phase": 1.5, "precision": 0.4, "engine": 0.4, "family": 0.3, "device": 0.25, "path": 0.25}
 NOISY = 4.0  # times that, for rows whose source is called noisy
@@ -102,7 +102,7 @@ def _of_line(line: dict[str, str], device: Device, model: str, shape: Shape) -> 
 
     if not shape.layers:
         if images := number("images_per_s"):
-            side = shape.tower.tile or 0
+            side = shape.tower.tile or 0 if shape.tower else 0
             add("vision", efficiency.terms(work(shape, "vision", visual_tokens=side), device, "vision", engine), 1 / images, "fp16")
         return found, "nothing that is timed"
     if weights is None:
@@ -192,15 +192,15 @@ class Residual:
 
 
 def left_out(rows: list[Row], by: str) -> list[Residual]:
-    """Each row predicted by constants that never saw its 'model', 'device' or 'engine'."""
-    def name(row: Row) -> str:
-        return {"model": row.model, "device": row.device.id, "engine": row.engine}[by]
+    """Each row predicted by constants that never saw its 'model', 'device' or 'engine', or any row with its 'device and engine'."""
+    def names(row: Row) -> tuple[str, ...]:
+        return {"model": (row.model,), "device": (row.device.id,), "engine": (row.engine,), "device and engine": (row.device.id, row.engine)}[by]
 
     found = []
     for phase in START:
         ours = [row for row in rows if row.phase == phase]
         everything = fit(ours)
-        for each in sorted({name(row) for row in ours}):
-            fitted = fit([row for row in ours if name(row) != each], everything)
-            found += [Residual(row, *predicted(fitted, row)) for row in ours if name(row) == each]
+        for gone in sorted({names(row) for row in ours}):
+            fitted = fit([row for row in ours if not any(a == b for a, b in zip(names(row), gone, strict=True))], everything)
+            found += [Residual(row, *predicted(fitted, row)) for row in ours if names(row) == gone]
     return found
