@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -65,6 +66,7 @@ class Session:
         if files["decode"][0] != files["prefill"][0]:
             self._row_decoder = self._backend.load(*files["decode"], most, self._state, here)
         self._vision = self._backend.load(*files["vision"], {"images": 1}, {}, here)
+        threading.Thread(target=memory.settle, daemon=True).start()  # of what was read, packed and let go; takes tenths of a second
         self._places = [t for t in graphs["prefill"].inputs if t.role == "places"]
         self._pixel_type = next(t.dtype for t in graphs["vision"].inputs if t.role == "pixels")
         self._stacked = [t.key for t in graphs["prefill"].inputs if t.role == "deepstack"]

@@ -1,7 +1,6 @@
 """ONNX Runtime on the CPU or on an NVIDIA GPU. The cache is bound as input and output of one buffer, so that nothing is copied a token."""
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import BundleError, EdgecompError
 from edgecomp_runtime.limits import PREFILL_ROWS
 from edgecomp_runtime.manifest import GraphInfo
-from edgecomp_runtime.memory import settle
 
 CUDA = "CUDAExecutionProvider"
 
@@ -111,8 +109,6 @@ class OnnxRuntimeBackend:
             raise BundleError(f"onnxruntime {ort.__version__} cannot load {path.name}: {str(error).splitlines()[0][:300]}") from None
         if self._device == "cuda" and CUDA not in session.get_providers():  # it goes on without a word
             raise EdgecompError("onnxruntime could not start its CUDA provider; `edgecomp doctor` shows what is installed")
-        if self._device == "cpu":
-            threading.Thread(target=settle, daemon=True).start()  # of what was read, packed and let go; takes tenths of a second
         return session
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from cuda.bindings import runtime as cudart
 
 from edgecomp_runtime.backends import BACKENDS
-from edgecomp_runtime.backends.cuda import CudaMemory, capability, checked
+from edgecomp_runtime.backends.cuda import CudaGraphs, CudaMemory, capability
 from edgecomp_runtime.buffers import Bound, Memory, Region
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import EdgecompError, InputError
@@ -22,7 +21,6 @@ from edgecomp_runtime.manifest import EngineInfo, GraphInfo
 
 if TYPE_CHECKING:
     import tensorrt as trt
-
 
 
 class TensorRTEngine:
@@ -36,7 +34,7 @@ class TensorRTEngine:
     """
 
     def __init__(self, engine: trt.ICudaEngine, rtx: bool, graph: GraphInfo, memory: CudaMemory):
-        self._engine, self._stream = engine, memory.stream
+        self._engine, self._stream, self._graphs = engine, int(memory.stream), CudaGraphs(memory.stream)
         self._context = _rtx_context(engine) if rtx else engine.create_execution_context()
         if self._context is None:
             raise EdgecompError("TensorRT could not make an execution context: the GPU's memory does not hold what the engine works in; "
@@ -45,7 +43,6 @@ class TensorRTEngine:
         self._places = [t.name for t in graph.inputs if t.role == "places"]
         self._captures = not rtx and all(isinstance(size, int) for t in graph.inputs if t.role != "places" for size in t.shape)
         self._buckets: dict[str, tuple[int, ...]] = {}
-        self._graphs: dict[tuple[tuple[int, ...], ...], Any] = {}
 
     def bind(self, name: str, region: Region) -> None:
         mode = self._engine.get_tensor_mode(name)
@@ -56,19 +53,13 @@ class TensorRTEngine:
             self._buckets[name] = region.shape
 
     def execute(self) -> None:
-        captured = tuple(self._buckets.values())
-        if captured in self._graphs:
-            checked(cudart.cudaGraphLaunch(self._graphs[captured], self._stream))
-            return
-        self._enqueue()
-        if self._captures:  # the first run, above, did what TensorRT does only once for a shape
-            checked(cudart.cudaStreamBeginCapture(self._stream, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
+        if self._captures:
+            self._graphs.run(tuple(self._buckets.values()), self._enqueue)
+        else:
             self._enqueue()
-            graph = checked(cudart.cudaStreamEndCapture(self._stream))
-            self._graphs[captured] = checked(cudart.cudaGraphInstantiate(graph, 0))
 
     def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(int(self._stream)):
+        if not self._context.execute_async_v3(self._stream):
             raise EdgecompError("TensorRT did not run the engine; its reason is in the lines above")
 
 
