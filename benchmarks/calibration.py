@@ -1,6 +1,7 @@
 """The vision tower in int8: how far its visual tokens move by how ranges are taken and from which pictures, what answers cost, and the time.
 
-Calibrated on scenes of the demonstration model's generator that neither its training nor its evaluation has. Needs matplotlib, for its fonts.
+Besides, both orders of cutting inside the tower and calibrating it. Calibrated on scenes of the demonstration model's generator that neither its
+training nor its evaluation has. Needs matplotlib, for its fonts.
 """
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx_ir as ir
@@ -19,14 +21,15 @@ from numpy.typing import NDArray
 
 from edgecomp import methods
 from edgecomp.compile import compile_model
-from edgecomp.compress import Recipe
+from edgecomp.compress import Recipe, compress
 from edgecomp.dialects.onnxruntime import lower
 from edgecomp.evaluate import accuracy, evaluate, read_questions
 from edgecomp.ir.graphs import load, read
+from edgecomp.quantize import apply
 from edgecomp.quantize.activations import quantize_products
 from edgecomp.quantize.apply import quantize
 from edgecomp.quantize.blocks import quantized
-from edgecomp.quantize.calibrate import best_range, largest, session_of, size, sizes
+from edgecomp.quantize.calibrate import best_range, calibrated, largest, session_of, size, sizes
 from edgecomp.quantize.rule import weights_of
 from edgecomp.quantize.subset import CHOICES, Calibration, cover
 from edgecomp_runtime import Bundle, Session, images
@@ -37,6 +40,7 @@ COUNTS = (1, 4)
 PICTURES = sorted((QUESTIONS.parent / "images").iterdir())[::2]
 ASKED = 128  # questions a bundle and plan
 RUNS, IMAGES = 15, 16
+INSIDE = [Recipe.of(methods.make(method), keep, "encoder:4") for method in ("divprune", "tome") for keep in ("192", "64")]
 Tokens = list[NDArray[Any]]
 
 
@@ -129,10 +133,27 @@ def by_choice(graph: Path, bundle: Bundle, folder: Path, pixels: Sequence[NDArra
     return markdown(["pictures", "choice", "seeds", "visual tokens move by %", "from, to", "largest numbers reached, % of the folder's"], rows)
 
 
-def answers(bundles: Mapping[str, Path]) -> str:
+def orders(source: Path, folder: Path, made: Path) -> dict[str, Path]:
+    """Bundles with plans cut inside the tower: in fp32, cut and then calibrated, each plan's own graph, and calibrated on the whole tower, then cut.
+
+    The last is what `compress` refuses; a cut graph with the whole tower's ranges is what it would give, for a cut leaves the products their names.
+    """
+    bundles = {name: made / name.replace(" ", "-") for name in ("fp32", "cut, then calibrated", "calibrated, then cut")}
+    uncut, own, whole = bundles.values()
+    compress(source, uncut, INSIDE, say=print)
+    calibration, bundle = Calibration(folder, IMAGES), Bundle.open(uncut)
+    quantize(uncut, own, None, calibration=calibration, say=print)
+    ranges, pictures = calibrated(bundle, calibration, print)
+    of_all = ranges[bundle.manifest.plans["full"].variants["neutral"]["vision"]]
+    with mock.patch.object(apply, "calibrated", lambda *given: (dict.fromkeys(ranges, of_all), pictures)):
+        quantize(uncut, whole, None, calibration=calibration, say=print)
+    return bundles
+
+
+def answers(bundles: Mapping[str, Path], plans: Sequence[str]) -> str:
     questions = read_questions(QUESTIONS)[:ASKED]
     rows = []
-    for plan in Bundle.open(bundles["fp32"]).manifest.plans:
+    for plan in plans:
         found = [f"{accuracy(evaluate(Session(Bundle.open(path), plan=plan), questions)):.1f}" for path in bundles.values()]
         rows.append((plan, *found))
         print(*rows[-1], flush=True)
@@ -164,8 +185,12 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory(dir=WORK) as made:
         bundles = {"fp32": source, "int8": Path(made) / "int8"}
         quantize(source, bundles["int8"], None, calibration=Calibration(folder, IMAGES), say=print)
+        plans = list(Bundle.open(source).manifest.plans)
+        staged = orders(source, folder, Path(made))
+        inside = [plan for plan in Bundle.open(staged["fp32"]).manifest.plans if plan not in plans]
         parts = [f"Time of the vision graph, {RUNS} runs in turn:\n", times(bundles),
-                 f"{ASKED} questions, each plan's own graph calibrated on {IMAGES} pictures drawn at random:\n", answers(bundles)]
+                 f"{ASKED} questions, each plan's own graph calibrated on {IMAGES} pictures drawn at random:\n", answers(bundles, plans),
+                 "The same questions and pictures, plans that cut inside the tower, in both orders:\n", answers(staged, inside)]
     bundle = Bundle.open(source)
     graph = bundle.file(bundle.manifest.plans["full"].variants["neutral"]["vision"])
     pixels = [images.preprocess(images.load(path), bundle.manifest.image)[None] for path in PICTURES]

@@ -55,6 +55,14 @@ def random_llava(name: str, tower: dict[str, int], decoder: dict[str, int], side
     return out
 
 
+def quantized_bundle(name: str) -> None:
+    """Makes the bundle of a name such as `scenes-int4` of `scenes`, where that one is there and this one is not."""
+    from edgecomp.quantize.apply import quantize
+    source, _, bits = name.rpartition("-")
+    if bits in ("int8", "int4") and (WORK / source).exists() and not (WORK / name).exists():
+        quantize(WORK / source, WORK / name, bits, say=print)
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table."""
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *rows]) + "\n"

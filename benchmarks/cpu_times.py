@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks import predict_fit as fitting
-from benchmarks.common import QUESTIONS, RESULTS, WORK, markdown, random_llava
+from benchmarks.common import QUESTIONS, RESULTS, WORK, markdown, quantized_bundle, random_llava
 from benchmarks.predict import by_unit, percent, width
 from benchmarks.predict_fit import Residual, Row
 from edgecomp import __version__
@@ -32,7 +32,6 @@ from edgecomp.predict import efficiency
 from edgecomp.predict.calibration import version
 from edgecomp.predict.graph import counted
 from edgecomp.predict.work import Work
-from edgecomp.quantize.apply import quantize
 from edgecomp_runtime import Bundle
 
 CSV = Path(__file__).parent / "data" / "cpu_times.csv"
@@ -74,7 +73,7 @@ def times(name: str, repeats: int) -> Iterator[dict[str, Any]]:
             about = {"engine": ENGINE, "engine_version": version(ENGINE), "edgecomp": __version__, "date": dt.date.today().isoformat(),
                      "bundle": name, "plan": plan, "prompt_rows": rows, "repeats": repeats}
             for phase, key in PHASES.items():
-                of = {"phase": phase, "format": efficiency.format_of(phase, bundle.manifest.weights),
+                of = {"phase": phase, "format": efficiency.format_of(phase, ENGINE, bundle.manifest),
                       "model": tower if phase == "vision" else decoder, "context": asked["context"] if phase == "decode" else 0,
                       **_flat(counted(bundle, plan, phase, **asked)),
                       **{end: took[key][which] / 1000 for end, which in (("seconds", "median"), ("low", "low"), ("high", "high"))}}
@@ -185,9 +184,7 @@ def main() -> None:
             tower, decoder = (dict(zip(FIELDS, sizes, strict=True)) for sizes in sides)
             random_llava(name, tower, {**decoder, "vocab_size": 32000}, 168, {"random": "16"})
         for name in arguments.only:
-            source, _, bits = name.rpartition("-")
-            if bits in ("int8", "int4") and (WORK / source).exists() and not (WORK / name).exists():
-                quantize(WORK / source, WORK / name, bits, say=print)
+            quantized_bundle(name)
         collect(arguments.only, arguments.repeats)
     fit()
 

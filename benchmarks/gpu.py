@@ -33,18 +33,28 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Shape:
-    """A model of benchmarks/large.py: the size of the pictures expected, the plans to compare, how many visual tokens they leave."""
+    """A model of benchmarks/large.py: the size of the pictures expected, the plans to compare, how many visual tokens they leave, and
+    whether its weights are quantized, too."""
     title: str
     picture: tuple[int, int] | None
     plans: tuple[tuple[str, str, str], ...]  # method, site, tokens
     kept: int
+    int4: bool = False
 
 
 SHAPES = {
-    "llava-1.5-7b": Shape("LLaVA-1.5-7B", None, (("cls", "projector", "64"), ("fastv", "decoder:2", "64")), 64),
+    "llava-1.5-7b": Shape("LLaVA-1.5-7B", None, (("cls", "projector", "64"), ("fastv", "decoder:2", "64")), 64, int4=True),
     "llava-next-7b": Shape("LLaVA-NeXT-7B", (672, 672), (("cls", "projector", "320"), ("dart", "projector", "320"), ("fastv", "decoder:2", "320"),
                                                          ("dart", "decoder:2", "320"), ("random", "decoder:2", "320")), 320),
 }
+
+
+def quantized(name: str) -> str:
+    """The name of the model's bundle in int4, made if it is not there."""
+    from edgecomp.quantize.apply import quantize
+    if not (WORK / f"{name}-int4").exists():
+        quantize(bundle_of(name), WORK / f"{name}-int4", "int4", say=print)
+    return f"{name}-int4"
 
 
 def bundle_of(name: str) -> Path:
@@ -134,7 +144,10 @@ def hugging_face(name: str) -> Any:
 
 
 def run_torch(name: str, kept: str, logits: str, how: str) -> dict[str, Any]:
-    """The same with transformers: vision, one forward over the prompt with `kept` visual tokens (0: all), then one a token, greedily."""
+    """The same with transformers: vision, one forward over the prompt with `kept` visual tokens (0: all), then one a token, greedily.
+
+    how: 'sdpa', or 'compiled' for decoding through torch.compile with CUDA graphs and a static cache, as `generate` compiles it.
+    """
     import torch
     from transformers import StaticCache
 
@@ -147,7 +160,11 @@ def run_torch(name: str, kept: str, logits: str, how: str) -> dict[str, Any]:
     pixels = torch.from_numpy(pictures[0]).half().to(DEVICE)[None]
     size = {"image_sizes": torch.tensor([SHAPES[name].picture])} if SHAPES[name].picture else {}
     before, after = (torch.tensor(part, device=DEVICE) for part in (ids[:at], ids[at + 1:]))
-    forward = torch.compile(model.forward, mode="reduce-overhead") if how == "compiled" else model.forward
+    decode, static = model.forward, None
+    if how == "compiled":
+        decode = torch.compile(model.forward, mode="reduce-overhead")
+        # made outside what is compiled, so that its addresses are known to stay
+        static = StaticCache(config=model.config.get_text_config(), max_cache_len=len(ids) + session._manifest.vision.tokens + TOKENS)
     times: dict[str, list[float]] = {key: [] for key in PHASES}
     rows = 0
 
@@ -167,29 +184,22 @@ def run_torch(name: str, kept: str, logits: str, how: str) -> dict[str, Any]:
             table = model.get_input_embeddings()
             embeddings = torch.cat([table(before), features[:int(kept) or None], table(after)])[None]
             rows = embeddings.shape[1]
-            past: Any = StaticCache(config=model.config.get_text_config(), max_cache_len=rows + TOKENS) if how == "compiled" else None
-            mark(how)
+            if static is not None:
+                static.reset()
             fed = clock()
-            out = forward(inputs_embeds=embeddings, past_key_values=past, use_cache=True, logits_to_keep=1,
-                          cache_position=torch.arange(rows, device=DEVICE))
+            out = model(inputs_embeds=embeddings, past_key_values=static, use_cache=True, logits_to_keep=1,
+                        cache_position=torch.arange(rows, device=DEVICE))
             token, cache = out.logits[:, -1:].argmax(-1).clone(), out.past_key_values
             np.save(logits, out.logits[0, -1].float().cpu().numpy())
             prefilled = clock()
             for step in range(TOKENS - 1):
-                mark(how)
-                out = forward(input_ids=token, past_key_values=cache, use_cache=True, cache_position=torch.tensor([rows + step], device=DEVICE))
+                torch.compiler.cudagraph_mark_step_begin()  # what the last step gave is no longer needed
+                out = decode(input_ids=token, past_key_values=cache, use_cache=True, cache_position=torch.tensor([rows + step], device=DEVICE))
                 token = out.logits[:, -1:].argmax(-1).clone()
             done = clock()
             for key, seconds in zip(PHASES, (seen - started, prefilled - fed, prefilled - began, (done - prefilled) / (TOKENS - 1))):
                 times[key].append(seconds * 1e3)
     return {"rows": rows, **{key: statistics.median(values[1:]) for key, values in times.items()}}
-
-
-def mark(how: str) -> None:
-    """Tells torch that what the last compiled step gave is no longer needed."""
-    import torch
-    if how == "compiled":
-        torch.compiler.cudagraph_mark_step_begin()
 
 
 def contender(limit: float, *arguments: str) -> dict[str, Any]:
@@ -233,12 +243,12 @@ def bandwidth() -> dict[str, float]:
     return found
 
 
-def bytes_a_token(bundle: Path, plan: str, rows: int) -> int:
+def bytes_a_token(bundle: str, plan: str, rows: int) -> int:
     """That a decoded token reads at the least: the decoder's weights, and the keys and values of so many rows, as they entered it."""
     from edgecomp.footprint import cache_bytes
     from edgecomp.ir.graphs import load
     from edgecomp_runtime import Bundle
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(WORK / bundle)
     graph = load(opened.file("graphs/decoder.onnx"))
     weights = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
     return weights + cache_bytes(opened.manifest, opened.manifest.plans[plan], rows)
@@ -246,13 +256,17 @@ def bytes_a_token(bundle: Path, plan: str, rows: int) -> int:
 
 def compare(name: str, scratch: Path, moved: float, compiled_limit: float) -> list[str]:
     """The table of one model, and its ratios."""
-    bundle, shape, found, plans = bundle_of(name), SHAPES[name], {}, {}
+    shape, found = SHAPES[name], {}
+    bundle_of(name)
+    plans = {("edgecomp", "0", ""): (name, "full"),
+             **{("edgecomp", kept, f"{m} at {site}"): (name, plan_name(m, site, kept)) for m, site, kept in shape.plans}}
+    if shape.int4:
+        plans |= {("edgecomp, int4", kept, label): (quantized(name), plan) for (_, kept, label), (_, plan) in plans.items()}
     for kept in ("0", str(shape.kept)):
         found["transformers, sdpa", kept, ""] = contender(240, "torch", name, kept, str(scratch / f"hf-{kept}.npy"), "sdpa")
-    for plan, kept, label in [("full", "0", ""), *((plan_name(m, s, k), k, f"{m} at {s}") for m, s, k in shape.plans)]:
-        plans["edgecomp", kept, label] = plan
-        most = LONG if plan.startswith(LONG_PLANS) else 0
-        found["edgecomp", kept, label] = contender(240, "edgecomp", name, plan, str(scratch / f"{plan}.npy"), str(most))
+    for key, (bundle, plan) in plans.items():
+        most = LONG if plan.startswith(LONG_PLANS) and bundle == name else 0
+        found[key] = contender(240, "edgecomp", bundle, plan, str(scratch / f"{bundle}-{plan}.npy"), str(most))
     if compiled_limit:
         found["transformers, compiled", "0", ""] = contender(compiled_limit, "torch", name, "0", str(scratch / "compiled.npy"), "compiled")
     uncut, rows = found["transformers, sdpa", "0", ""], []
@@ -262,13 +276,13 @@ def compare(name: str, scratch: Path, moved: float, compiled_limit: float) -> li
             rows.append([who, kept_here, label, "no result", *[""] * 9])
             continue
         same = found["transformers, sdpa", kept, ""]
-        moving = bytes_a_token(bundle, plans.get((who, kept, label), "full"), result["rows"] + TOKENS // 2) / result["per_token_ms"] * 1e3
+        moving = bytes_a_token(*plans.get((who, kept, label), (name, "full")), result["rows"] + TOKENS // 2) / result["per_token_ms"] * 1e3
         rows.append([who, kept_here, label, result["rows"], f"{result['vision_ms']:.1f}", f"{result['prefill_ms']:.1f}",
                      over(uncut, result, "prefill_ms"), f"{result['first_token_ms']:.1f}", over(uncut, result, "first_token_ms"),
                      f"{result['per_token_ms']:.2f}", over(same, result, "per_token_ms"), f"{moving / moved:.0%}", f"{result['gib']:.2f}"])
     head = ["", "visual tokens kept", "where", "rows", "vision ms", "prefill ms", "uncut HF ÷", "TTFT ms", "uncut HF ÷", "ms a token",
             "HF at as many ÷", "of the bandwidth", "peak GiB"]
-    return [f"## {shape.title}\n", markdown(head, rows), *agreement(scratch), *growth(found), ""]
+    return [f"## {shape.title}\n", markdown(head, rows), *agreement(scratch, name), *growth(found), ""]
 
 
 def plan_name(method: str, site: str, kept: str) -> str:
@@ -279,11 +293,12 @@ def over(reference: dict[str, Any], result: dict[str, Any], key: str) -> str:
     return f"{reference[key] / result[key]:.2f}" if key in reference else "?"
 
 
-def agreement(scratch: Path) -> list[str]:
+def agreement(scratch: Path, name: str) -> list[str]:
     """How far the logits behind the uncut prompt are apart."""
-    if not all((scratch / file).exists() for file in ("hf-0.npy", "full.npy")):
+    files = [scratch / "hf-0.npy", scratch / f"{name}-full.npy"]
+    if not all(file.exists() for file in files):
         return []
-    theirs, ours = np.load(scratch / "hf-0.npy"), np.load(scratch / "full.npy")
+    theirs, ours = map(np.load, files)
     return [f"- logits behind the uncut prompt differ by {np.abs(theirs - ours).max():.3f} at most, of {np.abs(theirs).max():.2f}; "
             f"the likeliest token is {'the same' if theirs.argmax() == ours.argmax() else 'another'}"]
 

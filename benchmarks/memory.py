@@ -1,17 +1,17 @@
 """Memory under onnxruntime on the CPU: what is predicted from a bundle's graphs beside what is measured.
 
-    python benchmarks/memory.py              (about 8 minutes on 2 cores)
+    python benchmarks/memory.py              (about 12 minutes on 2 cores)
 
-Bundles of sites.py, choosing.py and large.py, two in fp16 (`edgecomp compile --precision fp16`), as far as they are there, and a model of a
-few hundred kilobytes, which shows what the process takes without a model. Every plan answers eight times in a process of its own, whose
-peak resident memory the kernel gives (VmHWM).
+Bundles of sites.py, choosing.py and large.py, two in fp16 (`edgecomp compile --precision fp16`), as far as they are there, four quantized from
+these, and a model of a few hundred kilobytes, which shows what the process takes without a model. Every plan answers eight times in a process
+of its own, whose peak resident memory the kernel gives (VmHWM).
 """
 from __future__ import annotations
 
 import platform
 
 from choosing import PICTURE
-from common import RESULTS, WORK, markdown, random_llava
+from common import RESULTS, WORK, markdown, quantized_bundle, random_llava
 
 from edgecomp.doctor import machine
 from edgecomp.measure import Spec, measure
@@ -23,6 +23,8 @@ ANSWERS, TOKENS, MIB = 8, 17, 2**20
 # title: (folder, whether the constants and the form of edgecomp/predict/resident.py were chosen on it)
 BUNDLES = {"tiny": ("memory-tiny", True), "demonstration model": ("sites-demo", True), "SmolVLM-256M's size": ("sites-smol", True),
            "demonstration model, fp16": ("demo-fp16", True), "SmolVLM-256M, fp16": ("smolvlm-256m-fp16", True),
+           "SmolVLM-256M's size, int8": ("sites-smol-int8", True), "SmolVLM-256M's size, int4": ("sites-smol-int4", True),
+           "demonstration model, int8": ("sites-demo-int8", False), "demonstration model, int4": ("sites-demo-int4", False),
            "SmolVLM-256M, 4 tiles and an overview": ("smolvlm-256m", False),
            "LLaVA-NeXT at SmolVLM-256M's size": ("selectors-llava_next-bundle", False)}
 
@@ -34,6 +36,7 @@ if __name__ == "__main__":
     rows: list[list[object]] = []
     parts: list[list[object]] = []
     for title, (name, fitted) in BUNDLES.items():
+        quantized_bundle(name)
         if not (WORK / name).exists():
             print(f"left out: {name} is not there")
             continue

@@ -1,6 +1,6 @@
 """What fewer bits cost and save, by budget and method: accuracy, the decoder's bytes, prefill, time a token and peak memory, on the CPU.
 
-    python benchmarks/quantize.py           (about 20 minutes on 2 cores)
+    python benchmarks/quantize.py           (about 40 minutes on 2 cores)
 
 The demonstration model on all of its questions, and a model of SmolVLM-256M's size with random weights, of which only sizes and times mean
 something. int8 and int4 are of the fp32 bundle. Every plan is measured in a process of its own.
@@ -16,15 +16,18 @@ from common import CHECKPOINT, QUESTIONS, ROOT, WORK, markdown, write
 from edgecomp import methods
 from edgecomp.compile import compile_model
 from edgecomp.compress import Recipe
-from edgecomp.measure import Spec, measure
 from edgecomp.pack.orders import weights_of
+from edgecomp.profiling import profile
+from edgecomp.report.contents import Contents
+from edgecomp.report.page import render
+from edgecomp.report.text import table
 from edgecomp_runtime import Bundle
 
-METHODS, BUDGETS = ("divprune", "dart", "pool"), ("192", "64")
+METHODS, BUDGETS = ("divprune", "dart"), ("192", "64")  # beside random and pool, which `profile` adds
 PRECISIONS = {"fp32": ("fp32", None), "fp16": ("fp16", None), "int8": ("fp32", "int8"), "int4": ("fp32", "int4")}
 IMAGE, PROMPT = str(ROOT / "examples/scenes/images/scene-03.jpg"), "describe the image."
 RECIPES = [Recipe.of(methods.make(method), keep, "projector") for method in METHODS for keep in BUDGETS]
-MODELS: dict[str, tuple[Path | None, list[Recipe], str | None]] = {"demo": (CHECKPOINT, RECIPES, str(QUESTIONS)), "smol": (None, [], None)}
+MODELS: dict[str, tuple[Path | None, list[Recipe], Path | None]] = {"demo": (CHECKPOINT, RECIPES, QUESTIONS), "smol": (None, [], None)}
 
 
 def bundle_of(model: str, precision: str) -> Path:
@@ -40,45 +43,33 @@ def decoder_bytes(bundle: Bundle) -> int:
     return weights_of(bundle, bundle.manifest.plans["full"].variants["neutral"]["prefill"])[1]
 
 
-def measured(model: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """What `edgecomp.measure` says of every precision and plan."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for precision in PRECISIONS:
-        bundle = Bundle.open(bundle_of(model, precision))
-        found[precision] = {}
-        for plan in bundle.manifest.plans:
-            result = measure(Spec(str(bundle.path), plan, IMAGE, PROMPT, data=MODELS[model][2]))
-            found[precision][plan] = result
-            print(model, precision, plan, result["accuracy"] and result["accuracy"]["all"], result["latency"]["prefill_ms"]["median"], flush=True)
-    return found
+def profiled(model: str, images: int | None = None) -> dict[str, Any]:
+    """What `edgecomp profile` finds of a model's bundles side by side, on questions about so many pictures; its page is beside the bundles."""
+    bundles, data = [bundle_of(model, precision) for precision in PRECISIONS], MODELS[model][2]
+    result = profile(bundles, [], image=IMAGE, prompt=PROMPT, data=data, reading={}, images=images if data else None, repeats=7, threads=None,
+                     devices=[], save=None, command=f"edgecomp profile {' '.join(bundle.name for bundle in bundles)}", say=print)
+    (WORK / f"quantize-{model}.html").write_text(render(result), encoding="utf-8")
+    return result
 
 
-def costs(model: str, found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Sizes and times of the plans 'full' and, where there are some, of the first method's."""
-    sizes = {precision: decoder_bytes(Bundle.open(bundle_of(model, precision))) for precision in PRECISIONS}
-    plans = [plan for plan in found["fp32"] if plan == "full" or plan.startswith(METHODS[0])]
-    head = ["weights", "decoder MiB", "of fp16's", "load ms", *(f"prefill ms, {plan}" for plan in plans), "ms a token, full", "peak MiB, full"]
-    rows: list[list[object]] = []
-    for precision, by_plan in found.items():
-        latency = by_plan["full"]["latency"]
-        rows.append([precision, f"{sizes[precision] / 2**20:.1f}", f"{sizes[precision] / sizes['fp16']:.3f}", f"{latency['load_ms']:.0f}",
-                     *(f"{by_plan[plan]['latency']['prefill_ms']['median']:.1f}" for plan in plans), f"{latency['per_token_ms']['median']:.2f}",
-                     f"{by_plan['full']['peak_bytes'] / 2**20:.0f}"])
-    return markdown(head, rows)
+def sizes(model: str) -> str:
+    """The decoder's bytes in each precision."""
+    found = {precision: decoder_bytes(Bundle.open(bundle_of(model, precision))) for precision in PRECISIONS}
+    return markdown(["weights", "decoder MiB", "of fp16's"], [[precision, f"{size / 2**20:.1f}", f"{size / found['fp16']:.3f}"]
+                                                              for precision, size in found.items()])
 
 
-def accuracies(found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Accuracy of each plan in each precision."""
-    return markdown(["plan", *found], [[plan, *(f"{by_plan[plan]['accuracy']['all']:.1f}" for by_plan in found.values())] for plan in found["fp32"]])
+def main(images: int | None = None) -> None:
+    parts = []
+    for model, title in {"demo": "The demonstration model", "smol": "SmolVLM-256M's size, random weights"}.items():
+        found = Contents.of(profiled(model, images))
+        parts += [f"## {title}\n", *([found.verdict_text + "\n"] * bool(MODELS[model][2])), table(found.tables["joint"]) + "\n", sizes(model)]
+    write("quantize.md", "Fewer bits with fewer tokens", "python benchmarks/quantize.py",
+          "A plan is a method and the visual tokens that go on; `full` is without one. Answers are greedy.\n",
+          "Weight-only: compressing before quantizing and behind it give the same graphs and weights (`tests/compiler/test_quantize.py`).\n", *parts,
+          "The decoder's bytes are of its weights, layers and head, as they are stored; in int4 the head is in int8. onnxruntime computes fp16 in "
+          "fp32 on this CPU.\n")
 
 
 if __name__ == "__main__":
-    demo, smol = measured("demo"), measured("smol")
-    questions = demo["fp32"]["full"]["accuracy"]["questions"]
-    write("quantize.md", "Fewer bits with fewer tokens", "python benchmarks/quantize.py",
-          f"Percent of {questions} questions right, the demonstration model, greedy; a plan is a method and the visual tokens of 576 that go on.\n",
-          accuracies(demo),
-          "Weight-only: compressing before quantizing and behind it give the same graphs and weights (`tests/compiler/test_quantize.py`).\n",
-          "## The demonstration model\n", costs("demo", demo), "## SmolVLM-256M's size, random weights\n", costs("smol", smol),
-          "The decoder's bytes are of its weights, layers and head, as they are stored; in int4 the head is in int8. onnxruntime computes fp16 in "
-          "fp32 on this CPU.\n")
+    main()

@@ -19,7 +19,6 @@ from edgecomp.predict.predict import default_engine
 from edgecomp.predict.work import FORMATS, Work
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import EdgecompError, InputError
-from edgecomp_runtime.manifest import Manifest
 
 TIMES = {"vision": "vision_ms", "prefill": "prefill_ms", "decode": "per_token_ms"}  # as they are measured
 HERE, ENGINE = "here", "onnxruntime"  # the machine at hand, and what measures on it
@@ -28,18 +27,21 @@ ESTIMATES = ("vision_ms", "prefill_ms", "ttft_ms", "tpot_ms", "decode_tokens_per
 
 @dataclass(frozen=True)
 class Asked:
-    """A plan as it was measured, and what its graphs ask for by phase. text_rows: of the prompt, without its visual tokens."""
+    """A bundle's plan as it was measured, and what its graphs ask for by phase. name: in the result. text_rows: of the prompt, without its visual
+    tokens."""
+    bundle: Bundle
     plan: str
+    name: str
     text_rows: int
     new_tokens: int
     works: Mapping[str, Work]
 
 
-def asked(bundle: Bundle, plan: str, latency: Mapping[str, Any]) -> Asked:
+def asked(bundle: Bundle, plan: str, name: str, latency: Mapping[str, Any]) -> Asked:
     """Counts a plan's graphs at the sizes that it was measured at; decode is the step in the middle of the answer."""
     rows, new = latency["prompt_rows"], latency["new_tokens"]
     text = rows - bundle.manifest.plans[plan].visual_tokens
-    return Asked(plan, text, new, count_phases(bundle, plan, text, rows + new // 2))
+    return Asked(bundle, plan, name, text, new, count_phases(bundle, plan, text, rows + new // 2))
 
 
 def unseen(here: Device) -> Device:
@@ -47,23 +49,23 @@ def unseen(here: Device) -> Device:
     return dataclasses.replace(here, id=HERE)
 
 
-def on_device(bundle: Bundle, plans: Sequence[Asked], device: Device, here: bool) -> dict[str, Any]:
-    """One entry of a result's `devices`; what cannot be predicted is refused in its place, in one line."""
-    engine = default_engine(device)
-    weights, has = efficiency.stored(engine, bundle.manifest.weights), device.memory.usable_gib or device.memory.total_gib
+def on_device(plans: Sequence[Asked], device: Device, here: bool) -> dict[str, Any]:
+    """One entry of a result's `devices`; what cannot be predicted is refused in its place, in one line. Its peak is that of the first plan's bits."""
+    engine, has = default_engine(device), device.memory.usable_gib or device.memory.total_gib
+    weights = list(dict.fromkeys(efficiency.stored(engine, plan.bundle.manifest.weights) for plan in plans))
     saved = efficiency.calibrated(device, engine)
     about: dict[str, Any] = {
-        "id": device.label, "name": device.name, "here": here, "engine": engine, "weights": weights,
+        "id": device.label, "name": device.name, "here": here, "engine": engine, "weights": " and ".join(weights),
         "sources": [line for field in ("spec", "peaks", "power", "usable_memory", "software") for line in getattr(device.sources, field)],
-        "uncertain": list(device.sources.uncertain), "usable_bytes": has * GIB - kept_by_system(device)[0], **_peak(device, engine, weights),
+        "uncertain": list(device.sources.uncertain), "usable_bytes": has * GIB - kept_by_system(device)[0], **_peak(device, engine, weights[0]),
         "bandwidth_bytes_per_s": device.memory.bandwidth_gb_per_s * 1e9, "calibrated": saved.words(len(saved.rows)) if saved else None, "plans": {}}
     for plan in plans:
         try:
-            found = of_counted(bundle, plan.plan, plan.works, device, engine, text=plan.text_rows, new_tokens=plan.new_tokens)
+            found = of_counted(plan.bundle, plan.plan, plan.works, device, engine, text=plan.text_rows, new_tokens=plan.new_tokens)
         except EdgecompError as error:
-            about["plans"][plan.plan] = {"refused": str(error)}
+            about["plans"][plan.name] = {"refused": str(error)}
             continue
-        about["plans"][plan.plan] = {
+        about["plans"][plan.name] = {
             "kind": found.kind, **{name: dataclasses.asdict(value) for name in ESTIMATES if (value := getattr(found, name))},
             "memory_parts": found.memory_parts, "verdict": found.verdict, "way_out": found.way_out,
             "work": {phase: {"flops": sum(work.flops.values()), "bytes": work.bytes} for phase, work in plan.works.items()}}
@@ -111,13 +113,15 @@ def device_to_save(name: str, here: Device) -> Device:
     return dataclasses.replace(here, id=name)
 
 
-def save(device: Device, manifest: Manifest, plans: Sequence[Asked], measured: Sequence[Mapping[str, Any]]) -> Path:
+def save(device: Device, plans: Sequence[Asked], measured: Sequence[Mapping[str, Any]]) -> Path:
     """Keeps what was measured as the device's calibration, and its profile where there is none yet. Returns the calibration's file."""
     rows = []
     for plan, took in zip(plans, (each["latency"] for each in measured), strict=True):
+        manifest = plan.bundle.manifest
         for phase, name in TIMES.items():
-            if took[name]["median"] > 0:  # an answer of one token has no time a token
-                format_ = efficiency.format_of(phase, manifest.weights)
+            # an answer of one token has no time a token, and a tower in whole numbers no format
+            if took[name]["median"] > 0 and not (phase == "vision" and manifest.calibrated):
+                format_ = efficiency.format_of(phase, ENGINE, manifest)
                 rows.append(calibration.Measured(phase, format_, manifest.source.model, plan.plan, took["prompt_rows"],
                                                  plan.works[phase], took[name]["median"] / 1000))
     if device.id not in devices.names():

@@ -14,6 +14,7 @@ from edgecomp.quantize.rule import BLOCK, check
 from edgecomp.quantize.subset import Calibration
 from edgecomp.writer import goal
 from edgecomp_runtime.bundle import Bundle
+from edgecomp_runtime.errors import EdgecompError
 
 # names only: the compiler does not depend on torch
 EXPORTER = "edgecomp_export.export"
@@ -45,6 +46,8 @@ def compile_model(model: str, out: Path, recipes: Sequence[Recipe], *, precision
     with goal(out), tempfile.TemporaryDirectory(prefix=f".{out.name}.export.", dir=out.parent) as folder:
         neutral = export(model, Path(folder) / "neutral", precision=precision, context=context, image_size=image_size, tiles=tiles,
                          max_images=max_images, say=say)
+        if (weights or calibration) and (found := Bundle.open(neutral).manifest.quantized):
+            raise EdgecompError(f"{model} has its weights in {found.precision} already: leave out --weights and --activations")
         compiled = Path(folder) / "compiled" if verify or weights or calibration else out
         names = compress(neutral, compiled, recipes, say=say)
         if verify:

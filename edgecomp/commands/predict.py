@@ -20,7 +20,7 @@ ROWS = {"vision_ms": "vision", "prefill_ms": "prefill", "ttft_ms": "to the first
 @click.argument("model", metavar="CONFIG_OR_MODEL", type=click.Path(path_type=Path))
 @click.option("--device", "device_name", required=True, help="A device by its id, see `edgecomp devices`; ID@MODE in a power mode.")
 @click.option("--engine", help="A kernel path by the name of its measurements, such as 'TensorRT Edge-LLM'. [default: what edgecomp builds]")
-@click.option("--weights", help="How the decoder's weights are stored: fp16, int8, int4, nvfp4 ... [default: fp16, on a CPU fp32, or the bundle's]")
+@click.option("--weights", help="How the decoder's weights are stored: fp16, int8, int4, nvfp4 ... [default: fp16, on a CPU fp32, or the model's]")
 @click.option("--prompt-tokens", type=int, default=2048, show_default=True, help="Rows of the prompt as they enter, visual tokens among them.")
 @click.option("--context", type=int, help="Rows in the window when a token is decoded, uncompressed. [default: the prompt's]")
 @click.option("--visual-tokens", type=int, help="Visual tokens of all pictures in the prompt. [default: none, or the bundle's of one picture]")
@@ -34,7 +34,7 @@ def command(model: Path, device_name: str, engine: str | None, weights: str | No
     """Predict latency and memory of a config.json, a folder that has one, or a bundle, with 90 % intervals."""
     from edgecomp import devices
     from edgecomp.predict.model import Shape
-    from edgecomp.predict.predict import Request, predict, read_config
+    from edgecomp.predict.predict import Request, predict, read_config, weights_of
     device = devices.load(device_name)
     context = prompt_tokens if context is None else context
     if (model / "edgecomp.json").is_file():
@@ -50,7 +50,8 @@ def command(model: Path, device_name: str, engine: str | None, weights: str | No
         if cut_layer and keep is None:
             raise InputError(f"--cut-layer {cut_layer} without --keep: say how many visual tokens go on from there")
         request = Request(prompt_tokens, context, visual_tokens or 0, keep, cut_layer, batch)
-        found = predict(Shape.of_config(read_config(model)), device, request, weights=weights or ("fp16" if device.gpu else "fp32"), engine=engine)
+        config = read_config(model)
+        found = predict(Shape.of_config(config), device, request, weights=weights or weights_of(config, device), engine=engine)
     if as_json:
         print_json({key: value for key, value in {**dataclasses.asdict(found), "largest": found.largest}.items() if value is not None})
     else:

@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from edgecomp.commands.options import BUNDLE, JSON, THREADS, columns, print_json, reading, say
+from edgecomp.commands.options import JSON, THREADS, columns, print_json, reading, say
 
 
 @click.command("profile")
-@BUNDLE
+@click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "outs", multiple=True, type=click.Path(path_type=Path), metavar="FILE.html|.md|.json",
               help="Write the report here, in the form of its suffix. May be repeated.")
 @click.option("--plan", "plans", multiple=True, help="Only this budget. May be repeated. [default: all]")
@@ -27,12 +27,13 @@ from edgecomp.commands.options import BUNDLE, JSON, THREADS, columns, print_json
 @click.option("--save", metavar="ID", help="Keep the times as the calibration of the device ID, which this machine is; a new one gets a profile.")
 @THREADS
 @JSON
-def command(bundle: Path, outs: tuple[Path, ...], plans: tuple[str, ...], data: Path | None, layout: str | None, image_folder: Path | None,
-            suffix: str | None, images: int | None, image: str | None, prompt: str, repeats: int, names: tuple[str, ...], save: str | None,
-            threads: int | None, as_json: bool) -> None:
+def command(bundles: tuple[Path, ...], outs: tuple[Path, ...], plans: tuple[str, ...], data: Path | None, layout: str | None,
+            image_folder: Path | None, suffix: str | None, images: int | None, image: str | None, prompt: str, repeats: int, names: tuple[str, ...],
+            save: str | None, threads: int | None, as_json: bool) -> None:
     """Measure latency, peak memory and accuracy of BUNDLE's plans on this machine, beside random and pooled tokens, and predict devices.
 
-    Every plan runs in a process of its own. All figures of this machine are measured but where predicted is said.
+    Every plan runs in a process of its own. All figures of this machine are measured but where predicted is said. Bundles of one model in
+    different bits, as `edgecomp quantize` writes them, are compared with each other and held against the first one's full model.
     """
     from edgecomp import devices
     from edgecomp.profiling import profile
@@ -47,7 +48,7 @@ def command(bundle: Path, outs: tuple[Path, ...], plans: tuple[str, ...], data: 
         if out.suffix not in FORMS:
             raise click.UsageError(f"{out}: a report ends in {', '.join(FORMS)}, which says its form")
     found = [devices.load(name) for name in dict.fromkeys(names)]
-    result = profile(bundle, plans, image=image, prompt=prompt, data=data,
+    result = profile(bundles, plans, image=image, prompt=prompt, data=data,
                      reading={"layout": layout, "image_folder": image_folder, "suffix": suffix}, images=images, repeats=repeats, threads=threads,
                      devices=found, save=save, command=" ".join(["edgecomp", *sys.argv[1:]]), say=say)
     for out in outs:

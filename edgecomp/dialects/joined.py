@@ -26,7 +26,7 @@ def join_small_products(model: ir.Model) -> None:
         for product in nodes(model, kind, MICROSOFT):
             if _small(product):
                 alike = [(name, a.value) for name, a in sorted(product.attributes.items()) if name != "N"]
-                groups[kind, product.inputs[0], tuple(alike)].append(product)
+                groups[kind, product.inputs[0], len(product.inputs), tuple(alike)].append(product)
     for products in groups.values():
         if len(products) > 1:
             _join(model, products)
@@ -48,13 +48,9 @@ def _stored(product: ir.Node) -> ir.Value:
 
 def _join(model: ir.Model, products: list[ir.Node]) -> None:
     first = products[0]
-    weight = _side_by_side(model, first, [_stored(product) for product in products])
-    if flip := made_by(first.inputs[1], "BitwiseXor"):
-        weight, = insert(model, first, "BitwiseXor", [weight, flip.inputs[1]])
-    rows = [_rows(product) for product in products]
-    given, attributes = [first.inputs[0], weight], {name: a.value for name, a in first.attributes.items()}
+    rows, attributes = [_rows(product) for product in products], {name: a.value for name, a in first.attributes.items()}
+    given = [first.inputs[0], *(_side_by_side(model, first, [inputs(product)[at] for product in products]) for at in range(1, len(inputs(first))))]
     if first.op_type == "MatMulNBits":
-        given.append(_side_by_side(model, first, [inputs(product)[2] for product in products]))
         attributes["N"] = sum(rows)
     together, = insert(model, first, first.op_type, given, attributes, MICROSOFT)
     sizes = constant(model, "rows_" + "_".join(map(str, rows)), np.array(rows, np.int64))
@@ -63,7 +59,11 @@ def _join(model: ir.Model, products: list[ir.Node]) -> None:
 
 
 def _side_by_side(model: ir.Model, before: ir.Node, tensors: list[ir.Value]) -> ir.Value:
-    return insert(model, before, "Concat", tensors, {"axis": 0})[0]
+    """Constants one below the other, flipped together where each is."""
+    flips = [made_by(tensor, "BitwiseXor") for tensor in tensors]
+    stored = [inputs(flip)[0] if flip else tensor for flip, tensor in zip(flips, tensors)]
+    together, = insert(model, before, "Concat", stored, {"axis": 0})
+    return insert(model, before, "BitwiseXor", [together, flips[0].inputs[1]])[0] if flips[0] else together
 
 
 def _rows(product: ir.Node) -> int:

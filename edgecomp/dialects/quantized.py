@@ -2,7 +2,7 @@
 
 MatMulNBits reads a weight [out, in] as [out, blocks, bytes of a block], which are the same bytes, but counts from zero up where DequantizeLinear
 counts from the middle: its numbers are larger by 8 or 128, which flips the highest bit of each. One BitwiseXor before it does; onnxruntime
-computes it once, when it loads the graph, so that one file of weights serves every backend.
+computes it once, when it loads the graph, so that one file of weights serves every backend. Zeros, where a checkpoint has them, go the same way.
 """
 from __future__ import annotations
 
@@ -25,15 +25,22 @@ def quantized_products(model: ir.Model) -> None:
         weight = made_by(inputs(transpose)[0], "DequantizeLinear") if transpose else None
         if weight is None:
             continue
-        numbers, scale = inputs(weight)
+        numbers, scale, *zeros = inputs(weight)
         tensor, block = numbers.const_value, weight.attributes["block_size"].as_int()
         assert tensor is not None, "a weight is a constant"
         (rows, width), bits = tensor.shape.numpy(), BITS[tensor.dtype]
-        data = _bytes(model, f"{numbers.name}.bytes", tensor, (rows, width // block, block * bits // 8))
-        flipped, = insert(model, product, "BitwiseXor", [data, constant(model, f"highest_of_{bits}", np.array([HIGHEST[bits]], np.uint8))])
+        shapes = [(rows, width // block, block * bits // 8), (rows, width // block * bits // 8)]
+        given = [_from_zero_up(model, product, value, shape, bits) for value, shape in zip([numbers, *zeros], shapes)]
         attributes = {"K": width, "N": rows, "bits": bits, "block_size": block, "accuracy_level": ACCURACY_LEVEL}
-        out, = insert(model, product, "MatMulNBits", [product.inputs[0], flipped, scale], attributes, MICROSOFT)
+        out, = insert(model, product, "MatMulNBits", [product.inputs[0], given[0], scale, *given[1:]], attributes, MICROSOFT)
         replace(model, product, out)
+
+
+def _from_zero_up(model: ir.Model, before: ir.Node, numbers: ir.Value, shape: tuple[int, ...], bits: int) -> ir.Value:
+    """Bytes of constant whole numbers, in another shape, as MatMulNBits counts."""
+    assert numbers.const_value is not None
+    data = _bytes(model, f"{numbers.name}.bytes", numbers.const_value, shape)
+    return insert(model, before, "BitwiseXor", [data, constant(model, f"highest_of_{bits}", np.array([HIGHEST[bits]], np.uint8))])[0]
 
 
 def _bytes(model: ir.Model, name: str, tensor: ir.TensorProtocol, shape: tuple[int, ...]) -> ir.Value:

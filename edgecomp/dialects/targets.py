@@ -183,6 +183,10 @@ def _reduction(node: ir.Node, target: Target) -> str:
 
 def _blocks(node: ir.Node, target: Target) -> str:
     numbers = inputs(node)[0]
+    # https://docs.pytorch.org/TensorRT/tutorials/_rendered_examples/dynamo/torchao/quantize_linear_int4_woq.html: IDequantizeLayer rejects such
+    if "block_size" in node.attributes and len(inputs(node)) > 2:
+        return (f"{numbers.name} has zeros other than 0, which {target.name} does not take: compile a checkpoint that was quantized around zero "
+                "(GPTQ with sym), or one in bf16, fp16 or fp32, and quantize its bundle")
     if "block_size" not in node.attributes:
         return "" if target.int8_weights or not numbers.is_initializer() else (
             f"{numbers.name} is in int8, which {target.name} is not known to take: use the bundle that was quantized")

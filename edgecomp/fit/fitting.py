@@ -97,7 +97,7 @@ def of_bundle(bundle: Bundle, device: Device, limits: Sequence[Limit], sweeps: S
     tokens = manifest.vision.tokens
     rows = tokens + TEXT_ROWS if prompt_tokens is None else prompt_tokens
     request = Request(rows, rows if context is None else context, tokens)
-    stored = manifest.quantized.precision if manifest.quantized else manifest.precision
+    stored = manifest.weights
     swept = of_sweeps(sweeps)
     measured = {name: choice for choice in reversed(swept) if stored in choice.measured_in for name in choice.plans}
     plans: list[Plan] = []

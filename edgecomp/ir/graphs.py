@@ -50,7 +50,7 @@ class WeightFile:
         """
         for name, value in in_order_of_use(model):
             tensor = value.const_value
-            if tensor is None:
+            if tensor is None or isinstance(tensor, ir.ExternalTensor):  # is in the file, as whole numbers
                 continue
             array = content(name)
             if tensor.nbytes >= INLINE_BYTES:

@@ -46,14 +46,14 @@ def of_counted(bundle: Bundle, plan: str, works: Mapping[str, Work], device: Dev
     manifest, info = bundle.manifest, bundle.manifest.plans[plan]
     engine = default_engine(device) if engine is None else engine
     works = {**works, "selector": Work({}, 0, 0, 0, 0, 0)}  # what choosing takes is in the graphs' own work
-    weights = efficiency.stored(engine, manifest.weights)
+    weights, tower = (efficiency.format_of(phase, engine, manifest) for phase in ("decode", "vision"))
     if device.gpu is None:
         own = memory_of(bundle, plan, text_rows=text, new_tokens=new_tokens)
-        return of_works(works, device, 1, engine, weights, {part: float(size) for part, size in own.items()}, whole(own, WITHIN))
+        return of_works(works, device, 1, engine, weights, tower, {part: float(size) for part, size in own.items()}, whole(own, WITHIN))
     held = engine_weights(bundle, info) if engine in TWO_ENGINES else weight_bytes(manifest)
     parts = {"weights": float(held), "cache": float(cache_bytes(manifest, info)),
              **activations_of(bundle, plan, text_rows=text, at_once=AT_ONCE.get(engine, ENGINE_PREFILL_ROWS))}
-    return of_works(works, device, 1, engine, weights, parts)
+    return of_works(works, device, 1, engine, weights, tower, parts)
 
 
 def text_rows(bundle: Bundle, prompt_tokens: int) -> int:

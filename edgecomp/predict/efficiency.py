@@ -28,12 +28,15 @@ from edgecomp.devices import Device
 from edgecomp.predict import calibration
 from edgecomp.predict.work import FORMATS, Work
 from edgecomp_runtime.errors import EdgecompError, UnknownNameError
+from edgecomp_runtime.manifest import Manifest
 
 TABLE = Path(__file__).parent / "efficiencies.json"
 CPU_TABLE = Path(__file__).parent / "cpu_efficiencies.json"
 TERMS = {"decode": ("bytes", "layers", "batch"), "prefill": ("compute", "delta", "mamba", "bytes", "layers"), "vision": ("compute", "layers")}
 # edgecomp's own engines, which nobody has published measurements of, and whose constants stand in for theirs (its own name: nobody's)
 KIN = {"TensorRT": "TensorRT Edge-LLM", "TensorRT for RTX": "TensorRT Edge-LLM", "onnxruntime": "onnxruntime"}
+# what edgecomp's bundles for a CPU store whole numbers of so many bits in
+BLOCKS = {"int8": "int8-block32", "int4": "int4-block32"}
 # engines that add up fp16 products in fp16, as their measurements say
 ACCUMULATE_IN_FP16 = {"TinyChat 1.x", "TinyChat 2.0", "MLC", "ExLlama v2"}
 X86, ARM = "CPU, x86-64", "CPU, aarch64"
@@ -105,7 +108,7 @@ def family(device: Device) -> str:
 
 def effects(device: Device, engine: str, weights: str) -> dict[str, str]:
     """The key of each effect that a path's constants have."""
-    return {"phase": "all", "precision": precision_of(engine, FORMATS[weights].compute), "engine": f"{engine} | {weights}",
+    return {"phase": "all", "precision": precision_of(engine, FORMATS[counted_as(device, weights)].compute), "engine": f"{engine} | {weights}",
             "family": family(device), "device": device.id, "path": f"{engine} | {weights} | {device.id}"}
 
 
@@ -141,9 +144,14 @@ def stored(engine: str, weights: str) -> str:
     return near[0] if weights in ("int8", "int4") and weights not in have and near else weights
 
 
-def format_of(phase: str, weights: str) -> str:
-    """The format of what a phase reads, beside a decoder's weights in some format: the vision tower is in 16 bits where that one has fewer."""
-    return weights if phase != "vision" or weights == "fp32" else "fp16"
+def counted_as(device: Device, weights: str) -> str:
+    """The format whose bits and products a decoder's weights are counted by, where there is only a config."""
+    return BLOCKS.get(weights, weights) if device.gpu is None else weights
+
+
+def format_of(phase: str, engine: str, manifest: Manifest) -> str:
+    """The format of what a phase of a bundle reads: a vision tower stays in the bundle's precision where the decoder's weights are quantized."""
+    return stored(engine, manifest.precision if phase == "vision" else manifest.weights)
 
 
 def constants(phase: str, device: Device, engine: str, weights: str) -> Constants:

@@ -93,9 +93,9 @@ def total_of(*works: Work) -> Work:
 
 
 def _stored(weight: ir.Value) -> float:
-    """Bytes of a constant as a product reads them: of quantized weights, the numbers and their scales."""
+    """Bytes that a constant is stored in: of quantized weights, the numbers and their scales."""
     node = weight.producer()
-    if node is None or node.op_type not in ("DequantizeLinear", "BitwiseXor", "Transpose"):
+    if node is None or node.op_type not in ("DequantizeLinear", "BitwiseXor", "Transpose", "Cast", "Concat"):
         return nbytes(weight)
     return sum(map(_stored, inputs(node)))
 

@@ -43,7 +43,7 @@ def memory_of(bundle: Bundle, plan: str, *, text_rows: int, pictures: int = 1, n
         path = bundle.file(files[part])
         graph = load(path)
         found["runtime"] += resident.NODE_BYTES * sum(1 for _ in graph.graph.all_nodes())
-        found["weights"] += sum(map(_held, graph.graph.initializers.values()))
+        found["weights"] += loaded_bytes(graph)
         found["buffers"] += _buffers(manifest.graphs[files[part]], run)
         wide = resident.WIDENED_ACTIVATIONS if manifest.precision == "fp16" else 1
         taken = planned_bytes(resolved(graph, run)) * wide
@@ -66,6 +66,11 @@ def activations_of(bundle: Bundle, plan: str, *, text_rows: int, at_once: int) -
     name, info = bundle.plan(plan)
     runs = _runs(bundle.manifest, info, text_rows, 1, at_once)
     return {f"{part} activations": planned_bytes(resolved(load(bundle.file(file)), runs[part])) for part, file in _files(name, info).items()}
+
+
+def loaded_bytes(graph: ir.Model) -> float:
+    """Bytes that onnxruntime holds on a CPU of a graph's weights, once it has loaded them."""
+    return sum(map(_held, graph.graph.initializers.values())) + sum(map(_packed, graph.graph.all_nodes()))
 
 
 def _files(name: str, info: PlanInfo) -> dict[str, str]:
@@ -98,6 +103,14 @@ def _held(weight: ir.Value) -> float:
         return size
     wide = resident.WIDENED * size
     return wide * (1 + resident.WIDENED_LEFT * (wide < resident.HEAP_BELOW))
+
+
+def _packed(node: ir.Node) -> float:
+    """Bytes that a product takes beside its weights, if these are in blocks of whole numbers: what packing adds to each block."""
+    if node.op_type != "MatMulNBits":
+        return 0.0
+    width, rows, block = (node.attributes[name].as_int() for name in ("K", "N", "block_size"))
+    return float(rows * -(-width // block) * resident.PACKED_BLOCK_BYTES)
 
 
 def _buffers(graph: GraphInfo, run: Run) -> float:

@@ -53,7 +53,11 @@ def on_a_cpu(shape: Shape, request: Request, weights: str) -> dict[str, float]:
 
 
 def _resident(stored: float, shape: Shape, weights: str) -> float:
-    """Bytes of weights that were loaded: halves are widened, and where matrices are small a share of that is left behind."""
+    """Bytes of weights that were loaded: halves are widened, and where matrices are small a share of that is left behind; blocks are packed."""
+    if block := FORMATS[weights].block:
+        matrices = shape.head_weights + sum(layer.mixer_weights + layer.mlp_weights(layer.experts) for layer in shape.layers)
+        scale = 2 * (resident.WIDENED * (1 + resident.WIDENED_LEFT) - 1)  # what a half takes more
+        return stored + matrices / block * (scale + resident.PACKED_BLOCK_BYTES)
     if weights != "fp16":
         return stored
     largest = resident.WIDENED * 2 * max(layer.hidden * layer.intermediate for layer in shape.layers)

@@ -85,6 +85,14 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def weights_of(config: dict[str, Any], device: Device) -> str:
+    """The format of a checkpoint's decoder if nobody says otherwise: what GPTQ or AWQ made of it, else fp16, on a CPU fp32."""
+    made = config.get("quantization_config")
+    if isinstance(made, dict) and made.get("quant_method") in ("gptq", "awq") and made.get("bits") in (4, 8):
+        return f"int{made['bits']}"
+    return "fp16" if device.gpu else "fp32"
+
+
 def predict(shape: Shape, device: Device, request: Request, *, weights: str = "fp16", engine: str | None = None) -> Prediction:
     """Predicts from a config's shape alone.
 
@@ -105,14 +113,16 @@ def predict(shape: Shape, device: Device, request: Request, *, weights: str = "f
         raise InputError(f"the cut is before layer {request.cut_layer}, but the decoder has {len(shape.layers)}: choose 0 to {len(shape.layers) - 1}")
     format_ = efficiency.stored(engine, weights)
     asked: dict[str, Any] = {"visual_tokens": request.visual_tokens, "keep": request.keep, "cut_layer": request.cut_layer, "batch": request.batch}
-    works = {phase: work(shape, phase, prompt_tokens=request.prompt_tokens, context=request.context, weights=format_, **asked)
+    counted = efficiency.counted_as(device, format_)
+    works = {phase: work(shape, phase, prompt_tokens=request.prompt_tokens, context=request.context, weights=counted, **asked)
              for phase in ("vision", "selector", "prefill", "decode")}
+    tower = "fp32" if FORMATS[counted].element == 4 else "fp16"
     if device.gpu is None:
-        parts = on_a_cpu(shape, request, format_)
-        return of_works(works, device, request.batch, engine, format_, parts, whole(parts, WITHIN_FROM_CONFIG))
+        parts = on_a_cpu(shape, request, counted)
+        return of_works(works, device, request.batch, engine, format_, tower, parts, whole(parts, WITHIN_FROM_CONFIG))
     parts = parts_of(shape, request, format_, engine)
     again = parts["weights"] if any(layer.experts for layer in shape.layers) else 0.0
-    return of_works(works, device, request.batch, engine, format_, parts, share=share_of(device, engine, again))
+    return of_works(works, device, request.batch, engine, format_, tower, parts, share=share_of(device, engine, again))
 
 
 def whole(parts: Mapping[str, float], within: float) -> Estimate:
@@ -121,11 +131,12 @@ def whole(parts: Mapping[str, float], within: float) -> Estimate:
     return Estimate(total, total * (1 - within), total * (1 + within), "peak resident memory under onnxruntime, as measured on x86-64")
 
 
-def of_works(works: Mapping[str, Work], device: Device, batch: int, engine: str, weights: str, parts: Mapping[str, float],
+def of_works(works: Mapping[str, Work], device: Device, batch: int, engine: str, weights: str, tower: str, parts: Mapping[str, float],
              memory: Estimate | None = None, share: Share | None = None) -> Prediction:
     """Predicts from the work of each phase and the parts of the memory, counted from a config or from a bundle's graphs.
 
-    memory: the whole of it, where the engine's own share is among the parts; else `share` is added, or what published peaks left.
+    weights, tower: formats of the decoder and of the vision tower. memory: the whole of it, where the engine's own share is among the parts; else
+    `share` is added, or what published peaks left.
     """
     lacking = not_published(device.mode) if device.mode else []
     at_best = f"; at best, for {' and '.join(lacking)} of the power mode are not published" if lacking else ""
@@ -135,7 +146,7 @@ def of_works(works: Mapping[str, Work], device: Device, batch: int, engine: str,
         took = 1000 * efficiency.seconds(known.values, efficiency.terms(works[phase], device, phase, engine, batch))
         return Estimate(took, took * math.exp(-known.spread), took * math.exp(known.spread), known.of + at_best)
 
-    vision = time("vision", efficiency.format_of("vision", weights)) if works["vision"].flops else None
+    vision = time("vision", tower) if works["vision"].flops else None
     prefill, step = time("prefill", weights), time("decode", weights)
     choosing = 1000 * sum(count / efficiency.peak(device, precision) for precision, count in works["selector"].flops.items())
     first = [prefill, *([vision] if vision else [])]

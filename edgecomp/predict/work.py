@@ -16,10 +16,14 @@ STATE_BYTES = 4  # a recurrence keeps its state in fp32 (mamba_ssm_dtype of the 
 
 @dataclass(frozen=True)
 class Format:
-    """How weights are stored: bits an element with the scales that come with it, for layers and for the head, and what is computed in."""
+    """How weights are stored: bits an element with the scales that come with it, for layers and for the head, and what is computed in.
+
+    block: elements that share a scale, where onnxruntime packs them.
+    """
     bits: float
     head_bits: float
     compute: str
+    block: int = 0
 
     @property
     def element(self) -> int:
@@ -35,6 +39,7 @@ FORMATS = {
     "int4": Format(4.15625, 16, "fp16"), "nvfp4": Format(4.5, 16, "fp4"), "nvfp4a16": Format(4.5, 16, "fp16"),
     "nvfp4-head": Format(4.5, 4.5, "fp4"), "int4-head": Format(4.15625, 4.15625, "fp16"), "q4f16": Format(4.5, 4.5, "fp16"),
     "q4_0": Format(4.5, 6.5625, "int8"), "q4_k_m": Format(4.85, 6.5625, "int8"), "q8_0": Format(8.5, 8.5, "int8"), "mxfp4": Format(4.25, 8.5, "int8"),
+    "int8-block32": Format(8.5, 8.5, "fp32", 32), "int4-block32": Format(4.5, 8.5, "fp32", 32),  # edgecomp's own for a CPU, the head in int8
 }
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgecomp.ir.rewrite import constant, inputs
+from edgecomp.quantize.graph import read_dequantized
 from edgecomp.quantize.rule import weights_of
 
 MOST = 127
@@ -54,18 +55,5 @@ def quantize_products(model: ir.Model, names: Collection[str], ranges: Mapping[s
             product.replace_input_with(0, again.outputs[0])
     for weight in [*weights_of(model, "vision")]:
         if weight.name in names:
-            _dequantize(model, weight.value, numbers)
-
-
-def _dequantize(model: ir.Model, weight: ir.Value, numbers: Callable[[str, ir.TensorProtocol], Numbers]) -> None:
-    """Makes a weight [out, in] whole numbers, which all that read it read with a scale for each row."""
-    assert weight.name is not None and weight.const_value is not None
-    content, scales = numbers(weight.name, weight.const_value)
-    scale = ir.Value(name=scales.name, type=ir.TensorType(scales.dtype), shape=ir.Shape(scales.shape), const_value=scales)
-    model.graph.register_initializer(scale)
-    node = ir.node("DequantizeLinear", [weight, scale], {"axis": 0})
-    node.outputs[0].type, node.outputs[0].shape = weight.type, weight.shape
-    ir.convenience.replace_all_uses_with(weight, node.outputs[0])
-    node.replace_input_with(0, weight)
-    model.graph.insert_before(model.graph[0], node)
-    weight.const_value, weight.type = content, ir.TensorType(content.dtype)
+            assert weight.value.const_value is not None
+            read_dequantized(model, weight.value, *numbers(weight.name, weight.value.const_value))

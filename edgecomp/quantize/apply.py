@@ -10,20 +10,18 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgecomp.ir import int4
 from edgecomp.ir.graphs import WeightFile, describe, in_order_of_use, load, read, save
 from edgecomp.lowering import with_dialect
 from edgecomp.quantize.activations import quantize_products
 from edgecomp.quantize.blocks import quantized
 from edgecomp.quantize.calibrate import Ranges, calibrated
+from edgecomp.quantize.graph import add_numbers, read_dequantized
 from edgecomp.quantize.rule import BLOCK, chosen, weights_of
 from edgecomp.quantize.subset import Calibration
 from edgecomp.writer import copy_files, writing
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import EdgecompError
 from edgecomp_runtime.manifest import SCHEMA, GraphInfo, QuantizedInfo, TableInfo
-
-TYPES = {8: ir.DataType.INT8, 4: ir.DataType.INT4}
 
 
 def quantize(source: Path, out: Path, precision: str | None, *, block: int = BLOCK, unquantized: Sequence[str] = (),
@@ -105,7 +103,7 @@ class _Moved:
             if ranges and name in in_rows:
                 continue
             if tensor is not None and name in self._bits:
-                self._dequantize(model, value, *self._numbers(name, tensor))
+                read_dequantized(model, value, *self._numbers(name, tensor), self._block)
             elif isinstance(tensor, ir.ExternalTensor):
                 value.const_value = self._copy(name, tensor)
         if ranges:
@@ -129,9 +127,7 @@ class _Moved:
         if name not in self._quantized:
             bits = self._bits[name]
             numbers, scales = quantized(read(tensor), bits, self._block, name)
-            data = int4.packed(numbers) if bits == 4 else numbers
-            self._quantized[name] = (self._file.add_bytes(name, data.reshape(-1).view(np.uint8), TYPES[bits], numbers.shape),
-                                     self._file.add(f"{name}.scale", scales))
+            self._quantized[name] = add_numbers(self._file, name, numbers, bits), self._file.add(f"{name}.scale", scales)
         return self._quantized[name]
 
     def _numbers_in_rows(self, name: str, tensor: ir.TensorProtocol) -> tuple[ir.ExternalTensor, ir.ExternalTensor]:
@@ -141,17 +137,3 @@ class _Moved:
             numbers, scales = quantized(weight, 8, weight.shape[1], name)
             self._quantized[name] = self._file.add(name, numbers), self._file.add(f"{name}.scale", scales[:, 0].astype(weight.dtype))
         return self._quantized[name]
-
-    def _dequantize(self, model: ir.Model, value: ir.Value, numbers: ir.ExternalTensor, scales: ir.ExternalTensor) -> None:
-        """Lets everything that reads a weight read DequantizeLinear of its numbers and scales."""
-        scale = ir.Value(name=scales.name, type=ir.TensorType(scales.dtype), shape=ir.Shape(scales.shape), const_value=scales)
-        model.graph.register_initializer(scale)
-        assert value.dtype is not None
-        made = [] if value.dtype == scale.dtype else [ir.node("Cast", [scale], {"to": value.dtype})]  # a weight is of its scales' type
-        made.append(ir.node("DequantizeLinear", [value, made[0].outputs[0] if made else scale], {"axis": 1, "block_size": self._block}))
-        weight = made[-1].outputs[0]
-        weight.type, weight.shape = value.type, value.shape
-        ir.convenience.replace_all_uses_with(value, weight)
-        made[-1].replace_input_with(0, value)
-        model.graph.insert_before(model.graph[0], made)
-        value.const_value, value.type = numbers, ir.TensorType(numbers.dtype)

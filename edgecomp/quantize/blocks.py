@@ -42,9 +42,13 @@ def quantized(weight: NDArray[Any], bits: int, block: int, name: str = "a weight
     return numbers, scales
 
 
-def dequantized(numbers: NDArray[Any], scales: NDArray[np.float16]) -> NDArray[np.float32]:
-    """What the numbers [out, in] with their scales [out, in / block] stand for."""
-    return numbers.astype(np.float32) * np.repeat(scales.astype(np.float32), numbers.shape[1] // scales.shape[1], axis=1)
+def dequantized(numbers: NDArray[Any], scales: NDArray[np.float16], zeros: NDArray[Any] | None = None) -> NDArray[np.float32]:
+    """What the numbers [out, in] with their scales, and zeros where they are not 0, [out, in / block] stand for."""
+    found, block = numbers.astype(np.float32), numbers.shape[1] // scales.shape[1]
+    if zeros is not None:
+        found -= np.repeat(zeros.astype(np.float32), block, axis=1)
+    found *= np.repeat(scales.astype(np.float32), block, axis=1)
+    return found
 
 
 def _quantized(blocks: NDArray[np.float32], bits: int) -> tuple[NDArray[np.int8], NDArray[np.float16]]:

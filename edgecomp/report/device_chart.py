@@ -7,10 +7,9 @@ from typing import Any
 
 from edgecomp.report.axes import Axis, Box, log_ticks, place, ticks
 from edgecomp.report.devices import Target
-from edgecomp.report.marks import Mark, unbeaten
+from edgecomp.report.marks import SAME, Mark, unbeaten
 
 SIZES = {"wide": (880, 460), "narrow": (360, 400)}  # the page shows one of them, by its width
-SAME = 0.05  # predicted times that differ by less are not told apart: every interval is far wider
 LARGEST, LEAST = 1.25, 0.55  # times the shapes of the page: of the most memory, and so small that it is still seen
 
 

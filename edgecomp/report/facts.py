@@ -15,9 +15,14 @@ def about(name: str, manifest: Manifest) -> dict[str, Any]:
     """The bundle."""
     vision, decoder = manifest.vision, manifest.decoder
     return {"name": name, "source": manifest.source.model, "family": manifest.source.family, "precision": manifest.precision,
-            "weights": manifest.quantized.precision if manifest.quantized else manifest.precision,
-            "context": decoder.context, "tokens": vision.tokens, "grid": list(on_canvas(manifest, [])[0]), "vision_layers": vision.layers,
+            "weights": manifest.weights, "bits": bits(manifest), "context": decoder.context, "tokens": vision.tokens,
+            "grid": list(on_canvas(manifest, [])[0]), "vision_layers": vision.layers,
             "decoder_layers": decoder.layers, "hidden": decoder.hidden, "weights_bytes": weight_bytes(manifest)}
+
+
+def bits(manifest: Manifest) -> str:
+    """What tells bundles of one model apart: how the decoder's weights are stored, and the tower's products where they were calibrated."""
+    return manifest.weights + (f" and {manifest.calibrated.activations} tower" if manifest.calibrated else "")
 
 
 def counts(manifest: Manifest, plan: PlanInfo) -> dict[str, float]:
@@ -37,13 +42,13 @@ def peak(took: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"kind": "measured", "peak_bytes": (took or {}).get("peak_bytes"), "meter": (took or {}).get("meter")}
 
 
-def example(picture: str, question: str, answer: str, seen: Mapping[str, tuple[Sequence[int], str]], manifest: Manifest) -> dict[str, Any]:
-    """A picture, and what each plan kept of it and said."""
+def example(picture: str, question: str, answer: str, seen: Mapping[str, tuple[PlanInfo, Sequence[int], str]], manifest: Manifest) -> dict[str, Any]:
+    """A picture, and what each plan kept of it and said, by its name in the report."""
     from edgecomp_runtime.images import load
     buffer = io.BytesIO()
     pictures(load(picture), manifest.image)[0].save(buffer, "JPEG", quality=85)
-    shown = {name: {"kept": on_canvas(manifest, kept)[1], "said": said, "pooled": pooled(manifest.plans[name]) and len(manifest.vision.tiles) == 1}
-             for name, (kept, said) in seen.items()}
+    shown = {name: {"kept": on_canvas(manifest, kept)[1], "said": said, "pooled": pooled(plan) and len(manifest.vision.tiles) == 1}
+             for name, (plan, kept, said) in seen.items()}
     return {"image": "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), "question": question, "answer": answer, "plans": shown}
 
 

@@ -14,7 +14,7 @@ from edgecomp.canvas import cells
 from edgecomp.evaluate import normal
 from edgecomp.report import bars, compared, device_chart, devices, formats, roofline, tables, tradeoff, words
 from edgecomp.report.contents import Contents
-from edgecomp.report.marks import styles
+from edgecomp.report.marks import looks
 
 ROOF_SHAPES = {"vision": "s0", "prefill": "s1", "decode": "s2"}
 
@@ -39,8 +39,9 @@ def render(result: dict[str, Any]) -> str:
     found = Contents.of(result)
     picture = ((result.get("example") or {}).get("image") or "") if result.get("example") else ""
     return PAGES.get_template("page.html").render(
-        result=result, plans=found.plans, marks=found.marks, budgets=found.budgets, looks=styles(mark.line for mark in found.marks),
-        verdict=found.verdict, verdict_text=found.verdict_text, warnings=found.warnings, missing=found.missing, tables=found.tables,
+        result=result, title=found.title, names=words.names(result["bundles"]), plans=found.plans, marks=found.marks,
+        budgets=found.budgets, looks=looks(found.marks), verdict=found.verdict, verdict_text=found.verdict_text,
+        warnings=found.warnings, missing=found.missing, tables=found.tables,
         charts={axis: {name: tradeoff.chart(found.marks, axis, *sides) for name, sides in tradeoff.SIZES.items()} for axis in tradeoff.AXES},
         axes=tradeoff.AXES, phases=tables.PHASES, kinds=formats.KINDS, find=formats.find, normal=normal, cells=cells,
         picture=picture if picture.startswith("data:image/") else "",
@@ -53,11 +54,11 @@ def _devices(found: Contents) -> dict[str, Any]:
     few, those = found.few, found.devices
     return {
         "devices": those, "device_looks": {device.facts["id"]: device.look for device in those}, "device_text": found.device_text,
-        "reasons": found.reasons, "few": few, "focus_names": [mark.name for mark in found.focus],
+        "reasons": found.reasons, "few": few, "roofed_names": [mark.name for mark in found.roofed],
         "device_charts": {name: device_chart.device_chart(those, found.marks, few, *sides) for name, sides in device_chart.SIZES.items()},
         "device_bars": [(device, bars.predicted_first(device, shown), bars.predicted_each(device, shown)) for device in those
                         if (shown := [mark for mark in few if device.plan(mark)])],
-        "roofs": roofline.rooflines(those, found.focus),
+        "roofs": roofline.rooflines(those, found.roofed),
         "phase_names": {phase: title for phase, (_, title) in roofline.PHASES.items()}, "phase_shapes": ROOF_SHAPES,
         "ratio_charts": {name: compared.ratio_chart(found.pairs, few, width) for name, width in compared.SIZES.items()},
         "here_calibrated": next((device.facts["calibrated"] for device in those if device.facts["here"]), None)}

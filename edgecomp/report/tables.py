@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgecomp.report.formats import DASH, find, ms, ms_span, number, points, size, span
-from edgecomp.report.marks import BASELINES, TIE, Mark, Plan, losers
+from edgecomp.report.marks import BASELINES, TIE, Mark, Plan, in_bits, losers
 
 LOSES = "\u25bc"
 PHASES = {"preprocess_ms": "preprocess", "vision_ms": "vision", "prefill_ms": "prefill"}
@@ -69,7 +69,9 @@ def accuracy_table(plans: Sequence[Plan], marks: Sequence[Mark], budgets: Sequen
     """Lines x budgets, the baselines last, then the full model; each cell is its mark, what that loses to, and whether it is its column's best."""
     worse = losers(plans)
     best = {at: max((m.mean("accuracy", "all") or 0 for m in marks if m.budget == at), default=0) for at in budgets}
-    lines = {m.line: m.method for m in marks if m.method != "none"}
+    those = [m for m in marks if m.method != "none"]
+    variants = list(dict.fromkeys(m.variant for m in those))
+    lines = {m.line: m.method for m in sorted(those, key=lambda m: variants.index(m.variant))}
     rows: list[Row] = []
     for line in lines:
         found = {m.keep: m for m in marks if m.line == line} | {m.budget: m for m in marks if m.line == line}
@@ -77,8 +79,8 @@ def accuracy_table(plans: Sequence[Plan], marks: Sequence[Mark], budgets: Sequen
         rows.append(Row(line, [*cells, Cell()], "baseline" if lines[line] in BASELINES else "", line))
     rows.sort(key=lambda row: BASELINES.index(lines[row.name]) + 1 if row.about else 0)
     bodies = [Body([row for row in rows if bool(row.about) == baseline]) for baseline in (False, True)]
-    if full := next((m for m in marks if m.method == "none"), None):
-        bodies.append(Body([Row("full model", [*[Cell()] * len(budgets), Cell(points(full.mean("accuracy", "all")))], "", "full")]))
+    bodies.append(Body([Row(in_bits("full model", m.bits), [*[Cell()] * len(budgets), Cell(points(m.mean("accuracy", "all")))], "", m.line)
+                        for m in marks if m.method == "none"]))
     columns = [*(Column(str(at), "measured", f"{number(100 * at / tokens, 2)} %") for at in budgets), Column(f"all {tokens}", "measured")]
     caption = f"Percent right, by visual tokens that go on. Bold: the best of its column. {LOSES} names the baselines that a method loses to."
     return Table("accuracy", caption, "method", columns, [body for body in bodies if body.rows])

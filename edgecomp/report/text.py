@@ -12,8 +12,8 @@ from edgecomp.report.tables import LOSES, Cell, Column, Row, Table
 
 def markdown(result: dict[str, Any]) -> str:
     """What `edgecomp profile` measured and predicted, as GitHub's Markdown. The kind of its numbers is in the heading of each column."""
-    found, bundle, machine = Contents.of(result), result["bundle"], result["machine"]
-    parts = [f"# {_line(bundle['name'])}: profile at {len(found.budgets)} token budget{'' if len(found.budgets) == 1 else 's'}",
+    found, machine = Contents.of(result), result["machine"]
+    parts = [f"# {_line(found.title)}",
              _line(f"Measured on {machine['cpu']}, {machine['cores']} core{'' if machine['cores'] == 1 else 's'}, {machine['backend']}, "
                    f"{result['created']}, by `{result['command']}`."), _line(found.verdict_text)]
     parts += [_line(found.device_text)] * bool(found.device_text)
@@ -32,7 +32,7 @@ def markdown(result: dict[str, Any]) -> str:
 SECTIONS = {"At a glance": ["glance"], "What fits where": ["fits"], "Latency by phase on each device": ["device-times"],
             "Rooflines": ["rooflines"], "Predicted against measured, on this machine": ["errors", "compared"],
             "What the devices have": ["profiles"],
-            "Accuracy by budget": ["accuracy", "tasks"], "Latency by phase": ["latency"],
+            "Bits and tokens": ["joint", "bundles"], "Accuracy by budget": ["accuracy", "tasks"], "Latency by phase": ["latency"],
             "Clocks, power and temperature": ["gauges"], "Memory by part": ["memory"], "Token counts": ["counts"]}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgecomp.report.axes import Axis, Box, place, ticks
-from edgecomp.report.marks import Mark, pareto, styles
+from edgecomp.report.marks import Mark, looks, pareto
 
 AXES = {"first_token_ms": "Time to first token", "prefill_ms": "Prefill only"}
 SIZES = {"wide": (880, 430), "narrow": (360, 370)}  # the page shows one of them, by its width
@@ -22,7 +22,7 @@ def chart(marks: Sequence[Mark], axis: str, width: int, height: int) -> dict[str
     up = ticks(min(map(min, rates)), max(map(max, rates)))
     left, right, top, bottom = 44, width - 26, 28, height - 44
     at_x, at_y = Axis(across[0], across[-1], left, right).at, Axis(up[0], up[-1], bottom, top).at
-    look, front = styles(m.line for m in marks), pareto([(x, y) for _, x, y in shown])
+    look, front = looks(marks), pareto([(x, y) for _, x, y in shown])
     drawn: list[dict[str, Any]] = [
         {"mark": m, "x": at_x(x), "y": at_y(y), "times": (at_x(low), at_x(high)), "rates": (at_y(max(rate)), at_y(min(rate))), "look": look[m.line]}
         for (m, x, y), low, high, rate in zip(shown, lefts, rights, rates)]

@@ -1,12 +1,20 @@
 """Sentences of a report, for the page and the Markdown alike; **bold** as in Markdown."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgecomp.report.formats import MULTIPLIED, ms, ms_span, number, points, size, size_span, span
-from edgecomp.report.marks import BASELINES, SLACK, Mark, Plan, Verdict, losers
+from edgecomp.report.marks import BASELINES, SAME, SLACK, Mark, Plan, Verdict, in_bits, losers
 from edgecomp.report.tables import TIMES
+
+
+def title(bundles: Sequence[Mapping[str, Any]], budgets: Sequence[int]) -> str:
+    return f"{names(bundles)}: profile at {len(budgets)} token budget{'' if len(budgets) == 1 else 's'}"
+
+
+def names(bundles: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(bundle["name"] for bundle in bundles)
 
 
 def verdict_text(verdict: Verdict, tokens: int) -> str:
@@ -19,25 +27,43 @@ def verdict_text(verdict: Verdict, tokens: int) -> str:
     if full is None or whole is None:
         return (f"The full model's accuracy was not measured, so nothing here says what is lost. The most accurate plan is **{pick.name}** "
                 f"with {points(mine)} %.")
-    gap = abs(mine - whole)
+    gap, other = abs(mine - whole), in_bits("the full model", full.bits)
     fast, slow = (ms(mark.mean("latency", "first_token_ms", "median")) for mark in (pick, full))
     if not verdict.near:
         first = f"; its first token takes {fast} instead of {slow}" if verdict.ratio else ""
-        return (f"No plan stays within {SLACK:g} points of the full model ({points(whole)} %). The nearest is **{pick.name}** with "
+        return (f"No plan stays within {SLACK:g} points of {other} ({points(whole)} %). The nearest is **{pick.name}** with "
                 f"**{points(mine)} %**, {points(gap)} points below{first}.")
-    said = [f"With **{pick.keep} of {tokens}** visual tokens, **{pick.name}** answers **{points(mine)} %** right,",
-            "as many as the full model" if gap < 0.05 else f"{points(gap)} points {'above' if mine > whole else 'below'} the full model"]
+    bits = f" and **{pick.bits}**" if pick.bits else ""
+    said = [f"With **{pick.keep} of {tokens}** visual tokens{bits}, **{pick.name}** answers **{points(mine)} %** right,",
+            f"as many as {other}" if gap < 0.05 else f"{points(gap)} points {'above' if mine > whole else 'below'} {other}"]
     if verdict.ratio:
         ratio = verdict.ratio
         times = f"{number(ratio, 2)}{MULTIPLIED} as fast" if ratio >= 1 else f"slower, {number(1 / ratio, 2)}{MULTIPLIED} the time"
         said[-1] += ","
         said.append(f"and gives its first token in {fast} instead of {slow} (**{times}**)")
     said[-1] += "."
+    if pick.bits:
+        return " ".join([*said, *_of_several_bits(verdict, pick, full), *["It is a baseline."] * (pick.method in BASELINES)])
     level = f", level with {', '.join(mark.name for mark in verdict.tied)}" if verdict.tied else ""
     said.append(f"It is the most accurate plan at the smallest budget within {SLACK:g} points of full{level}.")
     if pick.method in BASELINES:
         said.append("It is a baseline: no method measured here beats it at that budget.")
     return " ".join(said)
+
+
+def _of_several_bits(verdict: Verdict, pick: Mark, full: Mark) -> list[str]:
+    """Why this one of all bits and tokens, and which of those that are as near takes the least memory."""
+    said = []
+    if verdict.ratio:
+        near = f"within {SLACK:g} points of {full.name}"
+        said.append(f"Of all bits and tokens {near} none give their first token more than {100 * SAME:g} % sooner." if verdict.ratio >= 1 else
+                    f"No other bits and tokens {near} give theirs sooner than that.")
+    peaks = {mark: peak for mark in verdict.near if (peak := mark.mean("peak", "peak_bytes")) is not None}
+    if peaks:
+        least = min(peaks, key=lambda mark: peaks[mark])
+        said.append(f"{'It' if least is pick else f'**{least.name}**'} takes the least memory of them: a peak of **{size(peaks[least])}** instead of "
+                    f"{size(full.mean('peak', 'peak_bytes'))}.")
+    return said
 
 
 def warnings(plans: Sequence[Plan]) -> dict[str, str]:

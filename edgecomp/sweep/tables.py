@@ -123,7 +123,7 @@ def write_tables(folder: Path, job: Job, outcome: Outcome, threads: int | None) 
     lost = {plan: loses_to(row, found) for row in found for plan in row["plans"]}
     plans = [_plan(cell, outcome.cells[cell.plan], bundle.manifest, lost[cell.plan]) for cell in job.cells if cell.plan in outcome.cells]
     example = _example(job, bundle.manifest, outcome)
-    (folder / "report.html").write_text(render({**about, "plans": plans, "example": example}), encoding="utf-8")
+    (folder / "report.html").write_text(render({**about, "bundles": [about["bundle"]], "plans": plans, "example": example}), encoding="utf-8")
     return found
 
 
@@ -145,5 +145,5 @@ def _plan(cell: Cell, found: dict[str, Any], manifest: Manifest, lost: dict[str,
 
 def _example(job: Job, manifest: Manifest, outcome: Outcome) -> dict[str, Any]:
     first = job.questions()[0]
-    seen = {name: (found["answers"]["example"]["kept"], found["answers"]["example"]["said"]) for name, found in outcome.cells.items()}
+    seen = {name: (manifest.plans[name], *(found["answers"]["example"][part] for part in ("kept", "said"))) for name, found in outcome.cells.items()}
     return facts.example(str(first.image), first.question, first.answer, seen, manifest)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from math import prod
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,13 @@ import torch
 
 from edgecomp_export.families import FAMILIES, family_of
 from edgecomp_export.families.base import Family, Geometry
+from edgecomp_export.headers import CheckpointError as CheckpointError
+from edgecomp_export.headers import first_line, headers, stored_dtype
+from edgecomp_export.prequantized import METHODS, Prequantized
 from edgecomp_runtime.bundle import sha256_of
-from edgecomp_runtime.errors import EdgecompError
 from edgecomp_runtime.manifest import ImageInfo, TextInfo
 
-STORED = {"F64", "F32", "F16", "BF16", "I64", "I32", "BOOL"}  # whole numbers are of buffers, such as position_ids
 WANTED = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
-
-
-class CheckpointError(EdgecompError):
-    """The folder or hub name is no checkpoint that edgecomp can take."""
 
 
 def find(model: str) -> Path:
@@ -38,7 +35,7 @@ def find(model: str) -> Path:
             folder = Path(snapshot_download(model, allow_patterns=WANTED))
         except Exception as error:  # the hub client raises a dozen kinds; each is shown in one line
             raise CheckpointError(f"{model} could not be fetched from the Hugging Face hub "
-                                  f"({type(error).__name__}: {_first_line(error)}); give a local folder instead") from None
+                                  f"({type(error).__name__}: {first_line(error)}); give a local folder instead") from None
     if not folder.is_dir():
         raise CheckpointError(f"{model} is a file: give the checkpoint's folder, which holds config.json and the weights")
     if not (folder / "config.json").is_file():
@@ -67,18 +64,19 @@ def config(folder: Path) -> Any:
     """The checkpoint's config, once it is known to be one that edgecomp could take.
 
     Raises:
-        CheckpointError: a quantised checkpoint, a text-only one, one whose code comes with it, one of a family that edgecomp lacks,
-            or one that transformers cannot read.
+        CheckpointError: a checkpoint quantised by another method than GPTQ and AWQ, a text-only one, one whose code comes with it, one of a family
+            that edgecomp lacks, or one that transformers cannot read.
         UnknownNameError: a model type that nobody knows.
     """
     from transformers import CONFIG_MAPPING, AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     raw = read_json(folder, "config.json")
     model_type = str(raw.get("model_type"))
-    for part in (raw, *(value for value in raw.values() if isinstance(value, dict))):  # the text model may have one of its own
-        if quantised := part.get("quantization_config"):
-            method = quantised.get("quant_method", "method unknown") if isinstance(quantised, dict) else quantised
-            raise CheckpointError(f"{folder} is quantised ({method}): give the checkpoint in bf16, fp16 or fp32 that it was made from")
+    if quantised := _quantised(raw):
+        method = quantised.get("quant_method", "method unknown") if isinstance(quantised, dict) else quantised
+        if method not in METHODS:
+            raise CheckpointError(f"{folder} is quantised ({method}): give the checkpoint in bf16, fp16 or fp32 that it was made from, or one of "
+                                  f"{' or '.join(METHODS)}")
     if model_type not in CONFIG_MAPPING and raw.get("auto_map"):
         raise CheckpointError(f"{folder} ({model_type}) brings its own model code, which edgecomp does not run: "
                               "look for a conversion to transformers' own classes, whose names often end in -hf")
@@ -88,10 +86,29 @@ def config(folder: Path) -> Any:
         raise CheckpointError(f"{folder} is a {model_type} model, which edgecomp cannot export: it can {', '.join(sorted(FAMILIES))}")
     family_of(model_type)
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        found = AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise CheckpointError(f"transformers cannot read {folder / 'config.json'} ({type(error).__name__}: {_first_line(error)}): "
+        raise CheckpointError(f"transformers cannot read {folder / 'config.json'} ({type(error).__name__}: {first_line(error)}): "
                               "download the checkpoint again") from None
+    for part in (found, found.get_text_config()):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config  # transformers would look for the method's own package
+    return found
+
+
+def _quantised(raw: dict[str, Any]) -> Any:
+    """What config.json says of quantisation; the text model may have an entry of its own."""
+    parts = [raw, *(value for value in raw.values() if isinstance(value, dict))]
+    return next((part["quantization_config"] for part in parts if part.get("quantization_config")), None)
+
+
+def prequantized(folder: Path) -> Prequantized | None:
+    """The weights that GPTQ or AWQ quantised, where `config` says there are any; raises what `Prequantized` does."""
+    settings = _quantised(read_json(folder, "config.json"))
+    if not settings:
+        return None
+    headers(folder)  # files that can be read
+    return Prequantized(folder, settings)
 
 
 def family_at(folder: Path, geometry: Geometry) -> Family:
@@ -100,30 +117,42 @@ def family_at(folder: Path, geometry: Geometry) -> Family:
     return family_of(found.model_type)(found, processor_settings(folder), geometry)
 
 
-def load(folder: Path, dtype: torch.dtype | None = None) -> Any:
+def load(folder: Path, dtype: torch.dtype | None = None, stored: Prequantized | None = None) -> Any:
     """The model in evaluation mode, in the type that it is stored in (so that its files are mapped, not read) or another.
+
+    Weights that GPTQ or AWQ quantised are NaN: what they stand for is in `stored`, which is looked for where it is not given.
 
     Raises:
         CheckpointError: transformers cannot load it, would make up weights that the checkpoint lacks, or has no use for some.
     """
-    from transformers import AutoModelForImageTextToText
+    import transformers
+    from transformers import AutoModelForImageTextToText, GenerationConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     from transformers.utils import logging
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    dtype, verbosity = dtype or _stored_dtype(folder), logging.get_verbosity()
+    dtype, verbosity = dtype or stored_dtype(folder), logging.get_verbosity()
+    stored = stored or prequantized(folder)
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what its table of odd weights would say is said below, in one line
+    choices: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True,
-                                                                  ignore_mismatched_sizes=True)
+        with ExitStack() as files:
+            if stored is None:
+                loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, **choices)
+            else:  # the Auto class wants a folder, and reads its files then
+                made = getattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[read_json(folder, "config.json")["model_type"]])
+                loaded = made.from_pretrained(None, config=config(folder), state_dict=stored.state(dtype, files), **choices)
+        if stored and (folder / "generation_config.json").is_file():
+            loaded[0].generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise CheckpointError(f"transformers cannot load {folder} ({type(error).__name__}: {_first_line(error)}): "
+        raise CheckpointError(f"transformers cannot load {folder} ({type(error).__name__}: {first_line(error)}): "
                               "download the checkpoint again") from None
     finally:
         logging.set_verbosity(verbosity)
     model, found = loaded
     if mismatched := sorted(found["mismatched_keys"]):
-        name, stored, wanted = mismatched[0]
+        name, has, wanted = mismatched[0]
         raise CheckpointError(f"{folder} has weights of another shape than its config.json says, {len(mismatched)} in all: "
-                              f"{name} is {list(stored)} and should be {list(wanted)}; download the checkpoint again")
+                              f"{name} is {list(has)} and should be {list(wanted)}; download the checkpoint again")
     if missing := sorted(found["missing_keys"]):
         raise CheckpointError(f"{folder} lacks {len(missing)} of the model's weights, {missing[0]} among them: download the checkpoint again")
     if unexpected := sorted(found["unexpected_keys"]):
@@ -139,46 +168,6 @@ def as_oracle(model: Any, attention: str = "sdpa") -> Any:
     except ValueError:
         model.set_attn_implementation("eager")
     return model
-
-
-def _stored_dtype(folder: Path) -> torch.dtype:
-    """The widest floating-point type among the stored weights."""
-    kinds = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    found = {tensor["dtype"] for tensor in _headers(folder)}
-    return kinds[next((kind for kind in kinds if kind in found), "F32")] if not {"F16", "BF16"} <= found else torch.float32
-
-
-def weight_sizes(folder: Path) -> tuple[int, int, int]:
-    """Bytes of the stored weights, their number of parameters, and that of the largest one."""
-    headers = _headers(folder)
-    counts = [prod(h["shape"]) for h in headers]
-    return sum(h["data_offsets"][1] - h["data_offsets"][0] for h in headers), sum(counts), max(counts, default=0)
-
-
-def _headers(folder: Path) -> list[dict[str, Any]]:
-    """Every stored tensor's dtype, shape and data_offsets, from the heads of the safetensors files.
-
-    Raises:
-        CheckpointError: a file that is none or was cut short, or weights of a type that only quantised models have.
-    """
-    found: list[dict[str, Any]] = []
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(length))
-            tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
-            size = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-            kinds = {tensor["dtype"]: name for name, tensor in tensors.items()}
-        except (OSError, ValueError, OverflowError, MemoryError, AttributeError, TypeError, LookupError, RecursionError) as error:
-            raise CheckpointError(f"{path} is not a safetensors file ({_first_line(error)}): download the checkpoint again") from None
-        if path.stat().st_size != size:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes and should have {size}: download the checkpoint again")
-        if strange := sorted(set(kinds) - STORED):  # such numbers mean nothing without their scales
-            raise CheckpointError(f"{folder} is quantised ({kinds[strange[0]]} is {strange[0]}): "
-                                  "give the checkpoint in bf16, fp16 or fp32 that it was made from")
-        found += tensors.values()
-    return found
 
 
 def fingerprint(folder: Path) -> str:
@@ -231,7 +220,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise CheckpointError(f"transformers cannot load the tokenizer of {folder} ({type(error).__name__}: {_first_line(error)})") from None
+        raise CheckpointError(f"transformers cannot load the tokenizer of {folder} ({type(error).__name__}: {first_line(error)})") from None
     if not getattr(tokenizer, "is_fast", False):
         raise CheckpointError(f"{folder} has no fast tokenizer; save it with transformers' fast tokenizer first")
     return tokenizer
@@ -260,9 +249,3 @@ def chat_template(folder: Path) -> str | None:
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     found = read_json(folder, "chat_template.json").get("chat_template") or read_json(folder, "tokenizer_config.json").get("chat_template")
     return found if isinstance(found, str) else None
-
-
-def _first_line(error: Exception) -> str:
-    """A reason in one line; where the first one only announces it, with the second."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]
-    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])[:200]

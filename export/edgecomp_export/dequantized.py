@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgecomp.ir.graphs import load, read
 from edgecomp.ir.rewrite import inputs, made_by, nodes
 from edgecomp.quantize.blocks import dequantized
+from edgecomp.quantize.graph import order_of
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import EdgecompError
 
@@ -35,10 +36,12 @@ def contents(bundle: Bundle) -> Contents:
         for node in nodes(load(bundle.file(file)), "DequantizeLinear"):
             widened = made_by(node.inputs[1], "Cast")
             numbers, scales = inputs(node)[0].const_value, inputs(widened or node)[0 if widened else 1].const_value
+            zeros, order = inputs(node)[2].const_value if len(inputs(node)) > 2 else None, order_of(node)
             assert numbers is not None and scales is not None, "weights are constants"
 
-            def content(numbers: Any = numbers, scales: Any = scales) -> NDArray[np.float32]:
-                return dequantized(np.asarray(read(numbers)), read(scales))
+            def content(numbers: Any = numbers, scales: Any = scales, zeros: Any = zeros, order: Any = order) -> NDArray[np.float32]:
+                found = dequantized(np.asarray(read(numbers)), read(scales), None if zeros is None else np.asarray(read(zeros)))
+                return found if order is None else np.ascontiguousarray(found[:, np.argsort(order)])
             found[str(numbers.name)] = content
     return found
 

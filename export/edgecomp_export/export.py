@@ -14,6 +14,7 @@ from edgecomp.ir.rewrite import DOMAIN, marks, nodes
 from edgecomp.writer import writing
 from edgecomp_export import checkpoint
 from edgecomp_export.families.base import Family, Geometry
+from edgecomp_export.headers import weight_sizes
 from edgecomp_export.nodes import ATTENTION, NewRows, decoding, mark_layers
 from edgecomp_export.trace import trace
 from edgecomp_export.weights import Weights
@@ -29,7 +30,8 @@ def export(model: str, out: Path, *, precision: str = "fp32", context: int | Non
            say: Callable[[str], None] = lambda line: None) -> Path:
     """Exports a Hugging Face checkpoint to a neutral bundle with the one plan 'full'.
 
-    Weights are read tensor by tensor from the checkpoint's mapped files: one copy of them is written, none is held.
+    Weights are read tensor by tensor from the checkpoint's mapped files: one copy of them is written, none is held. Those that GPTQ or AWQ
+    quantized stay the whole numbers that they are.
 
     Args:
         model: a local folder or a hub name.
@@ -40,15 +42,17 @@ def export(model: str, out: Path, *, precision: str = "fp32", context: int | Non
         say: is told what is being done.
 
     Raises:
-        CheckpointError, UnknownNameError, EdgecompError: see `checkpoint.find`, `family_of`, `trace`.
+        CheckpointError, UnknownNameError, EdgecompError: see `checkpoint.find`, `family_of`, `Prequantized`, `trace`.
     """
     folder = checkpoint.find(model)
     family = checkpoint.family_at(folder, Geometry(image_size, tiles, max_images))
+    stored = checkpoint.prequantized(folder)
     image, decoder = family.image_info(), family.decoder_info(context)
     vision = family.vision_info(decoder)
     tokenizer = family.prepare_tokenizer(checkpoint.load_tokenizer(folder))
     say(cost(folder, precision, image, vision, decoder))
-    loaded = checkpoint.load(folder)
+    loaded = checkpoint.load(folder, stored=stored)
+    quantized, bits = stored.named(loaded) if stored else {}, dict[str, int]()
     weights = Weights(loaded, precision)
     loaded.set_attn_implementation(ATTENTION)
     with writing(out) as (partial, finish):
@@ -59,6 +63,8 @@ def export(model: str, out: Path, *, precision: str = "fp32", context: int | Non
             say(f"tracing the {name} graph")
             traced = tracer(family, loaded)
             say(f"writing the {name} graph and its weights")
+            if stored:
+                bits |= stored.move(traced, quantized, file)
             file.move_weights(traced, weights.array)
             graphs[f"graphs/{name}.onnx"] = describe(traced)
             save(traced, partial / f"graphs/{name}.onnx")
@@ -73,21 +79,21 @@ def export(model: str, out: Path, *, precision: str = "fp32", context: int | Non
         finish(Manifest(SCHEMA, f"edgecomp {__version__}", source, precision, image, vision, text,
                         TableInfo(WEIGHTS, table.offset or 0, (embeddings.shape[0], embeddings.shape[1]), embeddings.dtype.name,
                                   family.embedding_scale(loaded)),
-                        decoder, "full", {"full": full}, graphs, {}))
+                        decoder, "full", {"full": full}, graphs, {}, quantized=stored.info(bits) if stored else None))
     return out
 
 
 def cost(folder: Path, precision: str, image: ImageInfo, vision: VisionInfo, decoder: DecoderInfo) -> str:
     """What a picture, the disk and the memory will be asked for, in words, before anything is loaded."""
     size = 4 if precision == "fp32" else 2
-    stored, parameters, largest = checkpoint.weight_sizes(folder)
+    stored, written, largest = weight_sizes(folder, size)
     rows = 2 * decoder.layers * decoder.key_value_heads * decoder.head_dim * size
     tiles = f"{image.count} tiles of " if image.count > 1 else ""
     high, wide = image.size
     return (f"a picture: {tiles}{high}x{wide} pixels, {vision.tokens} visual tokens of the window's {decoder.context} rows, "
             f"{vision.tokens * rows / 2**20:.1f} MiB of KV cache ({vision.max_images} pictures a prompt at most)\n"
-            f"weights: {parameters * size / 2**30:.2f} GiB in {precision}, as much disk; the checkpoint's {stored / 2**30:.2f} GiB are mapped, and "
-            f"about {WORKING_GIB + 3 * largest * size / 2**30:.1f} GiB of memory are needed beside them")
+            f"weights: {written / 2**30:.2f} GiB in {precision}, as much disk; the checkpoint's {stored / 2**30:.2f} GiB are mapped, and "
+            f"about {WORKING_GIB + 3 * largest / 2**30:.1f} GiB of memory are needed beside them")
 
 
 def trace_vision(family: Family, model: Any) -> ir.Model:

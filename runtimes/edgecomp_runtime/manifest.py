@@ -264,9 +264,10 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class QuantizedInfo:
-    """Weights in blocks of whole numbers, each with one fp16 scale, around zero.
+    """Weights in blocks of whole numbers, each with one fp16 scale, around zero, or around a number of its own where a checkpoint came so.
 
-    precision: what was asked for, 'int8' or 'int4'. block: numbers of a row that share a scale. bits: of each weight, by its name in the graphs.
+    precision: what was asked for, or the fewest bits of a checkpoint that came so, 'int8' or 'int4'. block: numbers of a row that share a
+    scale. bits: of each weight, by its name in the graphs.
     """
     precision: str
     block: int

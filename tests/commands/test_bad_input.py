@@ -248,14 +248,13 @@ def test_weights_that_mean_nothing_without_their_scales(kind: str, model: Path, 
 
 
 @pytest.mark.parametrize(("where", "settings", "method"), [
-    ("", {"quant_method": "gptq", "bits": 4}, "gptq"), ("", {"quant_method": "awq", "bits": 4, "group_size": 128}, "awq"),
     ("", {"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"), ("", {"load_in_8bit": True}, "method unknown"),
-    ("", {"quant_method": "fp8"}, "fp8"), ("", "int4", "int4"), ("text_config", {"quant_method": "gptq", "bits": 4}, "gptq"),
+    ("", {"quant_method": "fp8"}, "fp8"), ("", "int4", "int4"), ("text_config", {"quant_method": "hqq", "bits": 4}, "hqq"),
 ])
 def test_a_quantised_checkpoint(where: str, settings: object, method: str, model: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     reconfigure(model, lambda config: (config[where] if where else config).update(quantization_config=settings))
     assert refused("compile", model, "-o", tmp_path / "out") == (
-        f"{model} is quantised ({method}): give the checkpoint in bf16, fp16 or fp32 that it was made from")
+        f"{model} is quantised ({method}): give the checkpoint in bf16, fp16 or fp32 that it was made from, or one of gptq or awq")
 
 
 @pytest.mark.parametrize("model_type", ["mllama", "idefics2", "blip-2", "qwen2_audio", "clip"])

@@ -9,19 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_bad_input
-from click.testing import CliRunner, Result
+import test_quantize_command
 
-from edgecomp.cli import main
 from edgecomp_runtime import Bundle, Session
 
-refused = test_bad_input.refused
-
-
-def run(*args: object) -> Result:
-    result = CliRunner().invoke(main, [str(a) for a in args])
-    assert result.exit_code == 0, result.output
-    return result
+refused, run = test_quantize_command.refused, test_quantize_command.run
 
 
 @pytest.fixture(scope="module")

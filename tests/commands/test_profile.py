@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from edgecomp import beside, devices
+from edgecomp import beside, devices, methods, profiling
 from edgecomp.cli import main
 from edgecomp.commands import profile as command
+from edgecomp.compile import compile_model
+from edgecomp.compress import Recipe
+from edgecomp.measure import Spec, measure_here
+from edgecomp.quantize.apply import quantize
+from edgecomp.quantize.subset import Calibration
 from edgecomp_runtime.bundle import Bundle
 
 PROMPT = "what number is written?"
@@ -138,8 +144,8 @@ def test_what_is_saved_corrects_the_next_predictions(result: dict[str, Any], dem
     assert {(row["plan"], row["phase"]): row["seconds"] for row in rows} == {
         (plan, phase): latency[name]["median"] / 1000 for plan, latency in took.items() for phase, name in names.items()}
     bundle = Bundle.open(demo)
-    asked = [beside.asked(bundle, "full", took["full"])]
-    corrected = beside.on_device(bundle, asked, mine, False)
+    asked = [beside.asked(bundle, "full", "full", took["full"])]
+    corrected = beside.on_device(asked, mine, False)
     plain = result["devices"][0]["plans"]["full"]
     for phase, name in names.items():
         key = {"decode": "tpot_ms"}.get(phase, name)
@@ -154,7 +160,7 @@ def test_what_is_saved_corrects_the_next_predictions(result: dict[str, Any], dem
 def test_what_cannot_be_predicted_is_refused_in_its_place(result: dict[str, Any], demo: Path) -> None:
     bundle, took = Bundle.open(demo), result["plans"][0]["latency"]
     device = dataclasses.replace(devices.load("jetson-orin-nano-8gb"), peaks=devices.Peaks(int8_tops=20))
-    found = beside.on_device(bundle, [beside.asked(bundle, "full", took)], device, False)
+    found = beside.on_device([beside.asked(bundle, "full", "full", took)], device, False)
     assert found["plans"] == {"full": {"refused": "the profile of jetson-orin-nano-8gb has no peak for fp32: add peaks.fp32_tflops to it"}}
     assert found["peak_flops_per_s"] is None and found["usable_bytes"] > 2**32
     assert beside.compared(found, result["plans"][:1]) == []
@@ -200,6 +206,77 @@ def test_a_broken_calibration_is_said_before_anything_is_measured(option: str, d
     (tmp_path / f"{name}.onnxruntime.json").write_text("{")
     ran = CliRunner().invoke(main, ["profile", str(demo), option, name])
     assert ran.exit_code == 1 and f"{name}.onnxruntime.json: no JSON (" in ran.output and "measuring" not in ran.output
+
+
+BITS = {"fp32": "fp32", "both": "int8 and int8 tower"}  # bundle -> what its plans are in
+
+
+@pytest.fixture(scope="module")
+def bundles(tiny: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with one plan in fp32, and with weights and tower in int8."""
+    folder = tmp_path_factory.mktemp("bits")
+    compile_model(str(tiny), folder / "fp32", [Recipe.of(methods.make("stride"), "9")])
+    quantize(folder / "fp32", folder / "both", "int8", block=16, calibration=Calibration(scenes / "images", 1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def joint(bundles: Path, questions: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[tuple[Any, ...]], Path]:
+    """One run of the command on both: its result, what was measured of which bundle in turn, and the user's folder of profiles."""
+    seen: list[tuple[Any, ...]] = []
+
+    def measure(spec: Spec) -> dict[str, Any]:
+        manifest = Bundle.open(spec.bundle).manifest
+        seen.append((spec.plan, manifest.weights, manifest.calibrated is not None))
+        return measure_here(spec)
+    own, before = tmp_path_factory.mktemp("own"), sorted(bundles.iterdir())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGECOMP_PROFILES", str(own))
+        patch.setattr(profiling, "measure", measure)  # a process for each is what another test has
+        ran = CliRunner().invoke(main, ["profile", *(str(bundles / name) for name in BITS), "--data", str(questions), "--images", "1",
+                                        "--repeats", "1", "--device", DEVICES[0], "--save", "mine", "-o", str(own / "report.html"), "--json"])
+    assert ran.exit_code == 0, ran.output
+    assert sorted(bundles.iterdir()) == before
+    return json.loads(ran.stdout), seen, own
+
+
+def test_bundles_in_other_bits_are_measured_beside_each_other(joint: tuple[dict[str, Any], list[tuple[Any, ...]], Path], bundles: Path) -> None:
+    result, seen, own = joint
+    plans = ["full", "stride-9", "random-9", "random-9-seed1", "random-9-seed2", "pool-9"]
+    assert [(row["name"], row["bits"]) for row in result["plans"]] == [(f"{plan} in {bits}", bits) for bits in BITS.values() for plan in plans]
+    assert seen == [(plan, *of) for of in (("fp32", False), ("int8", True)) for plan in plans]
+    assert [(bundle["name"], bundle["bits"]) for bundle in result["bundles"]] == list(BITS.items())
+    for row, name in zip(result["plans"], (name for name in BITS for _ in plans)):
+        assert row["memory"]["weights_bytes"] == sum(path.stat().st_size for path in (bundles / name).rglob("*.bin"))
+        assert row["accuracy"]["questions"] > 0 and row["latency"]["prompt_rows"] > 9
+    assert set(result["example"]["plans"]) == {f"{plan} in fp32" for plan in plans}
+    page = (own / "report.html").read_text()
+    assert "<title>fp32, both: edgecomp profile</title>" in page and 'id="joint"' in page
+
+
+def test_devices_and_calibrations_are_of_every_bundle(joint: tuple[dict[str, Any], list[tuple[Any, ...]], Path]) -> None:
+    result, _, own = joint
+    names = [row["name"] for row in result["plans"]]
+    assert all(list(device["plans"]) == names for device in result["devices"])
+    read = {bits: result["devices"][1]["plans"][f"full in {bits}"]["work"]["decode"]["bytes"] for bits in BITS.values()}
+    assert read["int8 and int8 tower"] < 0.7 * read["fp32"]
+    rows = json.loads((own / "mine.onnxruntime.json").read_text())["rows"]
+    formats = {phase: {(row["plan"], row["format"]) for row in rows if row["phase"] == phase} for phase in ("vision", "prefill", "decode")}
+    assert formats["prefill"] == {(name.split()[0], name.split()[2]) for name in names} >= formats["decode"]  # an answer may be of one token
+    assert formats["vision"] == {(name.split()[0], "fp32") for name in names}  # no format is that of a tower in int8
+
+
+def test_bundles_that_do_not_stand_beside_each_other_are_refused(bundles: Path, demo: Path, tmp_path: Path) -> None:
+    manifest = Bundle.open(bundles / "both").manifest
+    shutil.copytree(bundles / "both", tmp_path / "wide")
+    wide = dataclasses.replace(manifest, decoder=dataclasses.replace(manifest.decoder, context=4096))
+    (tmp_path / "wide" / "edgecomp.json").write_text(wide.to_json())
+    first = bundles / "fp32"
+    for other, telling in ((demo, f"is of the model {Bundle.open(demo).manifest.source.model}, and {first} of {manifest.source.model} with other "),
+                           (tmp_path / "wide", f"makes 25 visual tokens of a picture in a window of 4096, and {first} 25 in 2048: "),
+                           (first, f"and {first} are both in fp32: a profile ")):
+        ran = CliRunner().invoke(main, ["profile", str(first), str(other)])
+        assert ran.exit_code == 1 and ran.stderr.startswith(f"edgecomp: {other} {telling}") and ran.stderr.count("\n") == 1, ran.output
 
 
 def test_interrupted_it_leaves_nothing(demo: Path, tmp_path: Path) -> None:

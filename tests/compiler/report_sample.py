@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import random
 from typing import Any
@@ -75,12 +76,36 @@ def sample() -> dict[str, Any]:
         "edgecomp": "0.1.0", "created": "2026-11-22", "command": "edgecomp profile scenes --data examples/scenes/questions.jsonl -o report.html",
         "machine": {"cpu": "AMD EPYC 7B13", "cores": 2, "memory_bytes": 8_330_000_000, "system": "Linux-6.1.0-amd64-x86_64", "python": "3.11.7",
                     "backend": "onnxruntime 1.31.1, CPUExecutionProvider", "threads": 2},
-        "bundle": {"name": "scenes", "source": "examples/scenes-llava", "family": "llava", "precision": "fp32", "context": 2048, "tokens": TOKENS,
-                   "grid": GRID, "vision_layers": 9, "decoder_layers": 8, "hidden": 320, "weights_bytes": 65_200_000},
+        "bundles": [{"name": "scenes", "source": "examples/scenes-llava", "family": "llava", "precision": "fp32", "weights": "fp32", "bits": "fp32",
+                     "context": 2048, "tokens": TOKENS, "grid": GRID, "vision_layers": 9, "decoder_layers": 8, "hidden": 320,
+                     "weights_bytes": 65_200_000}],
         "plans": plans,
         "example": {"image": picture(), "question": "what word is written?", "answer": "bread",
                     "plans": {plan["name"]: shown(plan) for plan in plans if plan["keep"] in (64, 126, TOKENS)}},
     }
+
+
+# bits -> (answers fewer than in fp32, prefill and a token take these times as long, bytes of the weights, MiB less at the peak)
+BITS = {"fp32": (0, 1.0, 1.0, 65_200_000, 0), "int8": (0, 0.93, 0.61, 27_500_000, 31), "int4": (1, 0.4, 0.44, 19_900_000, 25)}
+
+
+def with_bits() -> dict[str, Any]:
+    """The sample, measured in three precisions: of the plans of each, answers, times and memory follow from those in fp32."""
+    result = sample()
+    rows = []
+    for bits, (fewer, prefill, token, weights, less) in BITS.items():
+        for plan in copy.deepcopy(result["plans"]):
+            plan |= {"name": f"{plan['name']} in {bits}", "bits": bits}
+            plan["accuracy"]["all"] -= 100 * fewer / QUESTIONS
+            saved = plan["latency"]["prefill_ms"]["median"] * (1 - prefill)
+            for phase, at, by in (("prefill_ms", 0, prefill), ("per_token_ms", 0, token), ("first_token_ms", saved, 1)):
+                plan["latency"][phase] = {end: (value - at) * by for end, value in plan["latency"][phase].items()}
+            plan["memory"]["weights_bytes"] = weights
+            plan["peak"]["peak_bytes"] -= less * 2**20
+            rows.append(plan)
+    bundles = [{**result["bundles"][0], "name": f"scenes-{bits}", "weights": bits, "bits": bits, "weights_bytes": of[3]} for bits, of in BITS.items()]
+    example = {**result["example"], "plans": {f"{name} in fp32": plan for name, plan in result["example"]["plans"].items()}}
+    return {**result, "bundles": bundles, "plans": rows, "example": example}
 
 
 def shown(plan: dict[str, Any]) -> dict[str, Any]:
@@ -118,16 +143,17 @@ def prediction(plan: dict[str, Any], device: str) -> dict[str, Any]:
                      "decode": {"flops": 23.7e6, "bytes": 36.9e6 + 1_300 * keep}}}
 
 
-def with_devices() -> dict[str, Any]:
-    """The sample, predicted on four devices, one of which refuses a plan, and compared on the machine at hand."""
-    result = sample()
+def with_devices(result: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A result, or the sample, predicted on four devices, one of which refuses a plan, and compared on the machine at hand."""
+    result = result or sample()
     devices = []
     for id, (name, _, peak, bandwidth, usable) in DEVICES.items():
         devices.append({"id": id, "name": name, "here": id == "here", "engine": "onnxruntime" if id == "here" else "TensorRT", "weights": "fp32",
                         "sources": [f"https://example.org/{id}", "peak: cores x clock"], "uncertain": ["memory.usable_gib"], "usable_bytes": usable,
                         "peak_flops_per_s": peak, "peak_precision": "fp32", "bandwidth_bytes_per_s": bandwidth, "calibrated": None,
                         "plans": {plan["name"]: prediction(plan, id) for plan in result["plans"]}})
-    devices[2]["plans"]["pool-64"] = {"refused": "no constants for pooling in fp32"}
+    pool = next(plan["name"] for plan in result["plans"] if plan["name"].startswith("pool-64"))
+    devices[2]["plans"][pool] = {"refused": "no constants for pooling in fp32"}
     compared = []
     for plan in result["plans"]:
         guess = devices[0]["plans"][plan["name"]]

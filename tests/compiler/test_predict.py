@@ -315,6 +315,15 @@ def config(tmp_path):
     return path
 
 
+@pytest.mark.parametrize(("made", "weights"), [({"quant_method": "gptq", "bits": 8}, "int8"), ({"quant_method": "awq", "bits": 4}, "int4"),
+                                               ({"quant_method": "fp8"}, "fp16")])
+def test_a_quantized_checkpoint_is_predicted_in_its_own_bits(config, made, weights):
+    asked = ["predict", str(config), "--device", "rtx-4090", "--json"]
+    expected = json.loads(CliRunner().invoke(main, [*asked, "--weights", weights]).output)
+    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": made}))
+    assert json.loads(CliRunner().invoke(main, asked).output) == expected
+
+
 def test_command_prints_json_and_a_verdict(config):
     arguments = ["predict", str(config), "--device", "jetson-orin-nano-8gb", "--weights", "int4", "--prompt-tokens", "2048", "--context", "2048",
                  "--visual-tokens", "256", "--keep", "64", "--batch", "1", "--engine", "TensorRT Edge-LLM"]

@@ -20,18 +20,20 @@ from edgecomp.compress import Recipe, compress
 from edgecomp.footprint import cache_bytes
 from edgecomp.ir.graphs import load
 from edgecomp.ir.rewrite import dims
+from edgecomp.predict import efficiency
 from edgecomp.predict.bundles import of_bundle
 from edgecomp.predict.fits import judge
 from edgecomp.predict.graph import count, counted
 from edgecomp.predict.liveness import planned_bytes
 from edgecomp.predict.memory import memory_of
 from edgecomp.predict.model import Shape
-from edgecomp.predict.parts import parts_of
+from edgecomp.predict.parts import on_a_cpu, parts_of
 from edgecomp.predict.planner import Made, Step, most_bytes
 from edgecomp.predict.predict import predict
 from edgecomp.predict.request import Request
 from edgecomp.predict.resolve import Run, resolved, run_of
 from edgecomp.predict.work import Work, work
+from edgecomp.quantize.apply import quantize
 from edgecomp_export.families.base import Geometry
 from edgecomp_export.reference import Reference
 from edgecomp_runtime import Bundle
@@ -183,6 +185,27 @@ def test_six_families_take_the_memory_that_their_configs_say(made: tuple[Path, B
     assert sum(said.values()) == pytest.approx(sum(counted_parts.values()), rel=0.02)
     for part, size in counted_parts.items():
         assert said[part] == pytest.approx(size, rel=0.05 if part.endswith("activations") else 0.02), part
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_quantized_weights_are_counted_as_they_are_stored(bits: str, compiled: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:
+    """Numbers and scales of the neutral graph, of a bundle whose config says the same; the tower stays in the bundle's precision."""
+    folder, source = compiled(tiny, "gqa-tied")
+    quantize(source, tmp_path / "bundle", bits)
+    bundle = Bundle.open(tmp_path / "bundle")
+    neutral = load(bundle.file(bundle.manifest.plans["full"].variants["neutral"]["decode"]))
+    stored = sum(value.const_value.nbytes for value in neutral.graph.initializers.values() if value.const_value is not None)
+    vision, rows = bundle.manifest.vision.tokens, TEXT_ROWS + bundle.manifest.vision.tokens
+    shape, weights = Shape.of_config(json.loads((folder / "config.json").read_text())), efficiency.counted_as(devices.load("cpu-x86-8-cores"), bits)
+    said = work(shape, "decode", context=rows, visual_tokens=vision, weights=weights)
+    for dialect in ("neutral", "onnxruntime"):
+        found = counted(bundle, "full", "decode", text_rows=TEXT_ROWS, context=rows, dialect=dialect)
+        assert found.weight_bytes == pytest.approx(stored, rel=0.02), dialect
+    assert said.weight_bytes == pytest.approx(stored, rel=0.03)  # without norms, 2.2 % of so small a model
+    assert (said.flops.keys(), said.cache_read_bytes) == (found.flops.keys(), found.cache_read_bytes)
+    held = memory_of(bundle, "full", text_rows=TEXT_ROWS)["weights"]
+    assert on_a_cpu(shape, Request(rows, rows, vision), weights)["weights"] == pytest.approx(held, rel=0.02)
+    assert [efficiency.format_of(phase, "onnxruntime", bundle.manifest) for phase in ("vision", "decode")] == ["fp32", bits]
 
 
 def test_windows_and_masks_are_resolved_to_their_sizes(compiled: Callable[..., tuple[Path, Path]]) -> None:

@@ -148,7 +148,7 @@ def test_says_where_a_baseline_is_missing(result: dict[str, Any]) -> None:
 def test_hostile_strings_are_escaped(result: dict[str, Any]) -> None:
     evil = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>"
     bad = copy.deepcopy(result)
-    bad["bundle"]["name"] = bad["bundle"]["source"] = bad["machine"]["cpu"] = bad["command"] = evil
+    bad["bundles"][0]["name"] = bad["bundles"][0]["source"] = bad["machine"]["cpu"] = bad["command"] = evil
     bad["example"]["answer"] = bad["example"]["question"] = bad["example"]["plans"]["dart-64"]["said"] = evil
     bad["plans"][1].update(name=evil, summary=evil, site=evil, parameters={evil: evil})
     bad["plans"][1]["accuracy"]["by_task"][evil] = 1.0
@@ -211,7 +211,7 @@ def test_judges_no_answer_where_the_right_one_is_unknown(result: dict[str, Any])
 def test_counts_tokens_beside_the_grid(html: str, result: dict[str, Any]) -> None:
     assert f"{TOKENS} visual tokens: a grid of 24 \u00d7 24<" in html
     tiled = copy.deepcopy(result)
-    tiled["bundle"]["tokens"] = TOKENS + 64
+    tiled["bundles"][0]["tokens"] = TOKENS + 64
     assert f"{TOKENS + 64} visual tokens: a grid of 24 \u00d7 24, and 64 beside it (overview and separators)" in render(tiled)
 
 

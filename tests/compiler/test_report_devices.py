@@ -205,7 +205,7 @@ def test_sources_constants_and_calibration_are_named(result: dict[str, Any]) -> 
 def test_hostile_names_stay_text(result: dict[str, Any]) -> None:
     evil = "\"'><script>alert(1)</script>|<img src=x onerror=alert(1)>\n\n# a | b"
     bad = copy.deepcopy(result)
-    bad["bundle"]["name"] = bad["command"] = evil
+    bad["bundles"][0]["name"] = bad["command"] = evil
     bad["devices"][1].update(name=evil, engine=evil, weights=evil, sources=[evil], uncertain=[evil], calibrated=evil, peak_precision=evil)
     bad["devices"][2]["plans"]["pool-64"]["refused"] = evil
     for name, value in list(bad["devices"][1]["plans"].items()):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from report_reader import NUMBER, Reader, of_markdown
-from report_sample import sample, with_devices
+from report_sample import sample, with_bits, with_devices
 
 from edgecomp.report.formats import KINDS
 from edgecomp.report.page import render
@@ -53,6 +53,8 @@ def count_more(result: dict[str, Any]) -> None:
         scale(plan["memory"], {*plan["memory"]}, 1.31)
         scale(plan["counts"], {*plan["counts"]}, 3.0)
         plan["latency"]["prompt_rows"] += 1000
+    for by, bundle in enumerate(result["bundles"], 2):
+        bundle["weights_bytes"] *= by
     for plan in predictions(result):
         for work in plan["work"].values():
             work["flops"], work["bytes"] = work["flops"] * 1.37, work["bytes"] * 1.11
@@ -76,9 +78,9 @@ def changed(result: dict[str, Any], change: Change, before: Reader) -> list[bool
     return [one[0] != two[0] for one, two in zip(before.numbers, after.numbers)]
 
 
-@pytest.fixture(scope="module")
-def result() -> dict[str, Any]:
-    return with_devices()
+@pytest.fixture(scope="module", params=[sample, with_bits], ids=["one precision", "several"])
+def result(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return with_devices(request.param())
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +122,10 @@ def test_nothing_is_predicted_without_devices() -> None:
     assert render({**result, "devices": [], "compared": []}) == render(result)
 
 
-def test_a_column_has_one_kind_and_says_which(page: Reader) -> None:
-    assert {"glance", "fits", "device-times", "rooflines", "errors", "compared", "profiles", "accuracy", "tasks", "latency", "gauges", "memory",
-            "counts"} == set(page.tables)
+def test_a_column_has_one_kind_and_says_which(result: dict[str, Any], page: Reader) -> None:
+    joint = {"joint", "bundles"} if len(result["bundles"]) > 1 else set()
+    assert joint | {"glance", "fits", "device-times", "rooflines", "errors", "compared", "profiles", "accuracy", "tasks", "latency", "gauges",
+                    "memory", "counts"} == set(page.tables)
     for table in page.tables.values():
         for at, head in enumerate(table.heads):
             kinds = {row[at][1] for row in table.rows if at < len(row) and NUMBER.search(row[at][0]) and row[at][1]}
