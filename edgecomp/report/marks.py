@@ -179,7 +179,8 @@ def verdict(marks: Sequence[Mark]) -> Verdict:
     pick = max(choice, key=lambda m: (round(rated[m], 6), -m.keep, -time(m)), default=None)
     if near and near[0].bits:
         soonest = min(map(time, near))
-        choice = [pick := max((m for m in near if time(m) <= soonest * (1 + SAME)), key=lambda m: (round(rated[m], 6), -time(m)))]
+        pick = max((m for m in near if time(m) <= soonest * (1 + SAME)), key=lambda m: (round(rated[m], 6), -time(m)))
+        choice = [pick]
     slow, fast = (m.mean("latency", "first_token_ms", "median") if m else None for m in (full, pick))
     return Verdict(full, pick, near, slow / fast if slow and fast else None,
                    [m for m in choice if pick and m is not pick and m.keep == pick.keep and abs(rated[m] - rated[pick]) < TIE])
