@@ -89,25 +89,26 @@ def main(pythons: dict[str, str]) -> None:
     make_bundles()
     if "genai" in pythons:
         make_checkpoint()
-    bandwidth = 0.0
+    bandwidths = []
     ours = {precision: Contender(sys.executable, "edgecomp", precision) for precision in PRECISIONS}
     theirs = {kind: {name: Contender(python, kind, name) for name in (*ALTERNATIVES[kind].pairs.values(), *ALTERNATIVES[kind].more)}
               for kind, python in pythons.items()}
     groups = (group.values() for group in (ours, *theirs.values()))
     everyone = [contender for beside in zip_longest(*groups) for contender in beside if contender]  # the first of each group, then the second
     for turn in range(TURNS + 1):
-        bandwidth = max(bandwidth, read_bandwidth())
+        bandwidths.append(read_bandwidth())
         for shape in SHAPES:
             for contender in everyone:
                 contender.turn(*shape)
         print(f"turn {turn} of {TURNS}", flush=True)
+    bandwidth = statistics.median(bandwidths)
     titles = [ALTERNATIVES[kind].title for kind in theirs]
     head, prefill = prefill_rows(ours, theirs)
     command = " ".join(["python benchmarks/llama.py", *(f"--{kind} PYTHON" for kind in pythons)])
     versions = ", ".join(next(iter(group.values())).version for group in (ours, *theirs.values()))
     write("llama.md", f"Against {' and '.join(titles)} on the CPU", command,
           f"{versions}. {THREADS} threads each, medians of {TURNS} turns after one to warm up. This machine's memory is read at "
-          f"{bandwidth / 1e9:.1f} GB/s by {THREADS} threads (numpy's largest of 512 MiB, the best of 20 in each turn).\n",
+          f"{bandwidth / 1e9:.1f} GB/s by {THREADS} threads (numpy's largest of 512 MiB, the best of 20 in each turn, the median of these).\n",
           f"## Prefill of {PREFILL:,} rows\n", markdown(head, prefill),
           f"## Decode, mean of {TOKENS - 1} tokens around a context\n",
           markdown(["edgecomp : alternative", "bits a weight", "context", "edgecomp ms a token", "of the bandwidth", "alternative ms a token",
