@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import QUESTIONS, WORK, markdown, write
+from common import QUESTIONS, WORK, markdown, quantized_bundle, write
 
 PICTURE = QUESTIONS.parent / "images" / "scene-03.jpg"
 PROMPT = ("describe the image. where is the star? what number is written? what color is the ring? is there a circle left of the red square? "
@@ -47,14 +47,6 @@ SHAPES = {
     "llava-next-7b": Shape("LLaVA-NeXT-7B", (672, 672), (("cls", "projector", "320"), ("dart", "projector", "320"), ("fastv", "decoder:2", "320"),
                                                          ("dart", "decoder:2", "320"), ("random", "decoder:2", "320")), 320),
 }
-
-
-def quantized(name: str) -> str:
-    """The name of the model's bundle in int4, made if it is not there."""
-    from edgecomp.quantize.apply import quantize
-    if not (WORK / f"{name}-int4").exists():
-        quantize(bundle_of(name), WORK / f"{name}-int4", "int4", say=print)
-    return f"{name}-int4"
 
 
 def bundle_of(name: str) -> Path:
@@ -261,7 +253,8 @@ def compare(name: str, scratch: Path, moved: float, compiled_limit: float) -> li
     plans = {("edgecomp", "0", ""): (name, "full"),
              **{("edgecomp", kept, f"{m} at {site}"): (name, plan_name(m, site, kept)) for m, site, kept in shape.plans}}
     if shape.int4:
-        plans |= {("edgecomp, int4", kept, label): (quantized(name), plan) for (_, kept, label), (_, plan) in plans.items()}
+        quantized_bundle(f"{name}-int4")
+        plans |= {("edgecomp, int4", kept, label): (f"{name}-int4", plan) for (_, kept, label), (_, plan) in plans.items()}
     for kept in ("0", str(shape.kept)):
         found["transformers, sdpa", kept, ""] = contender(240, "torch", name, kept, str(scratch / f"hf-{kept}.npy"), "sdpa")
     for key, (bundle, plan) in plans.items():
@@ -330,9 +323,8 @@ def main() -> None:
         write("gpu.md", "edgecomp on a GPU against transformers", f"python benchmarks/gpu.py {' '.join(chosen.models)}".strip(),
               f"{torch.cuda.get_device_name()}, torch {torch.__version__}, ONNX Runtime's CUDA provider; fp16, batch 1, random weights, medians of "
               f"{REPEATS} after one to warm up. The GPU copies {speed['copied'] / 1e12:.2f} TB/s (read and written) and reads "
-              f"{speed['read'] / 1e12:.2f} TB/s, by torch; `of the bandwidth` is what a token reads of weights and cache, in its time, of the former."
-              " "
-              "`÷` is transformers' time divided by the row's. TTFT is from the picture's file to the first token.\n", *parts)
+              f"{speed['read'] / 1e12:.2f} TB/s, by torch; `of the bandwidth` is what a token reads of weights and cache, in its time, of the "
+              "former. `÷` is transformers' time divided by the row's. TTFT is from the picture's file to the first token.\n", *parts)
 
 
 if __name__ == "__main__":

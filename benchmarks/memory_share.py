@@ -25,7 +25,6 @@ class Peak:
     """One published peak: what was counted of it, and what the engine's own share was."""
     engine: str
     kind: str
-    device: str
     model: str
     experts: bool
     counted: float
@@ -51,9 +50,8 @@ def peaks() -> list[Peak]:
         prompt = max(round(float(line["input_tokens"] or 0)), visual, 1)
         request = Request(prompt, max(round(float(line["decode_ctx"] or 0)), prompt), visual)
         counted = sum(parts_of(shape, request, format_, engine).values())
-        found.append(Peak(engine, share.kind(devices.load(line["device"])), line["device"], line["model"],
-                          any(layer.experts for layer in shape.layers), counted,
-                          float(line["peak_mem_mb"]) * 2**20))
+        found.append(Peak(engine, share.kind(devices.load(line["device"])), line["model"],
+                          any(layer.experts for layer in shape.layers), counted, float(line["peak_mem_mb"]) * 2**20))
     return found
 
 

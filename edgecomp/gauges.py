@@ -93,7 +93,7 @@ def _hwmon(system: Path) -> Iterator[tuple[str, str, float]]:
 def _thermal(system: Path) -> Iterator[tuple[str, str, float]]:
     for zone in sorted(system.glob("class/thermal/thermal_zone*")):
         if (value := _number(zone / "temp")) is not None:
-            yield f"{_text(zone / 'type') or zone.name}", "°C", value / 1e3
+            yield _text(zone / "type") or zone.name, "°C", value / 1e3
 
 
 def _energy(system: Path) -> Iterator[tuple[str, tuple[float, float]]]:

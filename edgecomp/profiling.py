@@ -184,4 +184,3 @@ def _made_up(folder: Path) -> str:
     path = folder / "picture.png"
     Image.radial_gradient("L").resize((640, 480)).convert("RGB").save(path)
     return str(path)
-

@@ -100,9 +100,9 @@ def _text(model: Path, found: Found) -> Iterator[str]:
         yield "Accuracy is not known." + (
             f" `edgecomp sweep {to_sweep(model)} -o sweep --method NAME{keeps} --data QUESTIONS` measures it, for methods that you name "
             "(`edgecomp methods`) and for random and pool, the baselines to beat" if keeps else "")
-    elif answer.meets and (plans := answer.meets[0].choice.plans) and not found.bundle:
-        first, = [s for s in found.sweeps if answer.meets[0].measured and str(s.folder) == answer.meets[0].measured.sweep]
-        yield f"The first is the plan {plans[0]!r} of {first.folder / 'bundle'}, in {first.about.precision} there"
+    elif answer.meets and (known := answer.meets[0].measured) and not found.bundle:
+        first = next(s for s in found.sweeps if str(s.folder) == known.sweep)
+        yield f"The first is the plan {answer.meets[0].choice.plans[0]!r} of {first.folder / 'bundle'}, in {first.about.precision} there"
 
 
 def _some_of_each(plans: Sequence[Plan]) -> list[Plan]:

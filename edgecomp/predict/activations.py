@@ -109,7 +109,7 @@ def _mlp(plan: _Steps, layer: Layer, normed: int) -> int:
 
 def tower_bytes(tower: Tower, visual_tokens: int, hidden: int, element: int) -> float:
     """Bytes of a vision tower's activations over the pictures of so many visual tokens; `hidden` is the decoder's width."""
-    patches, tokens = tower.patches(visual_tokens), visual_tokens
+    patches = tower.patches(visual_tokens)
     plan = _Steps(tower.rows(visual_tokens), element)
     state = _patches(plan, tower, patches)
     kept = {}
@@ -134,7 +134,7 @@ def tower_bytes(tower: Tower, visual_tokens: int, hidden: int, element: int) -> 
             normed = plan.one(state, width=tower.hidden) if not last or tower.joined else state
         if at in tower.taken:
             kept[at] = state
-    _projected(plan, tower, [*kept.values(), state if tower.taken and not tower.joined else normed], patches, tokens, hidden)
+    _projected(plan, tower, [*kept.values(), state if tower.taken and not tower.joined else normed], patches, visual_tokens, hidden)
     return most_bytes(plan.steps)
 
 

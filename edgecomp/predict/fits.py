@@ -20,7 +20,6 @@ class Verdict:
     where it does.
     """
     verdict: str
-    needed_bytes: int
     usable_bytes: int
     largest: str
     way_out: str
@@ -50,7 +49,7 @@ def judge(parts: Mapping[str, float], device: Device, low: float | None = None, 
     else:
         short = needed - usable
         way = f"{short / GIB:.2f} GiB short, {share}: {way_out(largest)}{'' if parts[largest] > short else ', which alone is not enough'}"
-    return Verdict(verdict, round(needed), round(usable), largest, way)
+    return Verdict(verdict, round(usable), largest, way)
 
 
 def way_out(largest: str) -> str:

@@ -116,7 +116,7 @@ def predict(shape: Shape, device: Device, request: Request, *, weights: str = "f
     counted = efficiency.counted_as(device, format_)
     works = {phase: work(shape, phase, prompt_tokens=request.prompt_tokens, context=request.context, weights=counted, **asked)
              for phase in ("vision", "selector", "prefill", "decode")}
-    tower = "fp32" if FORMATS[counted].element == 4 else "fp16"
+    tower = FORMATS[counted].plain
     if device.gpu is None:
         parts = on_a_cpu(shape, request, counted)
         return of_works(works, device, request.batch, engine, format_, tower, parts, whole(parts, WITHIN_FROM_CONFIG))

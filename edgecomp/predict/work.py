@@ -30,6 +30,11 @@ class Format:
         """Bytes of a number that is no weight of a product: of activations, of keys and values, of a vision tower."""
         return 4 if self.compute == "fp32" else 2
 
+    @property
+    def plain(self) -> str:
+        """What attention and a vision tower are computed in."""
+        return "fp32" if self.compute == "fp32" else "fp16"
+
 
 # Bits: a group of 128 with a 16-bit scale and a 4-bit zero (AWQ, GPTQ); of 16 with an 8-bit scale (NVFP4); of 32 with a 16-bit scale (MLC's
 # q4f16, llama.cpp's Q4_0 and Q8_0); Q4_K_M mixes blocks of 4.5 and 6.5625 bits, 4.85 on Llama-3-8B's published file. Heads stay fp16 where
@@ -42,13 +47,13 @@ FORMATS = {
     "int8-block32": Format(8.5, 8.5, "fp32", 32), "int4-block32": Format(4.5, 8.5, "fp32", 32),  # edgecomp's own for a CPU, the head in int8
 }
 
+
 @dataclass(frozen=True)
 class Work:
     """Of one phase, over the whole batch; decode is one step.
 
     flops: by precision ('fp16', 'fp4', ...); 'fp16:delta' and 'fp16:mamba' are recurrences, which a prompt's rows go through in chunks, as products
-    of matrices (arXiv 2405.21060, 2406.06484). activation_bytes: inputs and
-    outputs of the matrix products. layers: those that run, however narrow.
+    of matrices (arXiv 2405.21060, 2406.06484). activation_bytes: inputs and outputs of the matrix products. layers: those that run, however narrow.
     """
     flops: dict[str, float]
     weight_bytes: float
@@ -84,7 +89,7 @@ def work(shape: Shape, phase: str, *, prompt_tokens: int = 0, context: float = 0
     if phase not in PHASES:
         raise UnknownNameError("phase", phase, PHASES)
     format_ = FORMATS[weights]
-    element, plain = format_.element, "fp32" if format_.element == 4 else "fp16"
+    element = format_.element
     flops: dict[str, float] = {}
     weight = read = write = activations = 0.0
     for at, layer in enumerate(shape.layers):
@@ -94,7 +99,7 @@ def work(shape: Shape, phase: str, *, prompt_tokens: int = 0, context: float = 0
         weight += (layer.mixer_weights + layer.mlp_weights(_touched(layer, batch * rows))) * format_.bits / 8 + layer.biases * element
         write += batch * (rows * layer.cache_elements * element + layer.state * STATE_BYTES)
         read += batch * (layer.rows(past) * layer.cache_elements * element + layer.state * STATE_BYTES * (phase == "decode"))
-        _add(flops, plain, 4.0 * batch * layer.heads * layer.head_dim * _pairs(layer, rows, past))
+        _add(flops, format_.plain, 4.0 * batch * layer.heads * layer.head_dim * _pairs(layer, rows, past))
         if layer.recurrence:  # each row decays the state, adds an outer product and reads it: three multiply-adds an element
             _add(flops, f"fp16:{layer.recurrence}", 6.0 * batch * rows * layer.state)
         wide = layer.intermediate * max(layer.active, 1) + layer.shared
@@ -138,5 +143,4 @@ def _vision(shape: Shape, visual_tokens: int, images: int, batch: int, weights: 
     embedded = batch * tower.patches(visual_tokens) * tower.patch_weights
     products = 2.0 * (rows * tower.layers * tower.layer_weights + embedded + batch * visual_tokens * tower.projector)
     activations = float(element) * rows * tower.layers * (8 * tower.hidden + tower.matrices * tower.intermediate)
-    flops = {"fp32" if element == 4 else "fp16": attention + products}
-    return Work(flops, tower.weight_bytes(visual_tokens, element), 0, 0, activations, tower.layers)
+    return Work({FORMATS[weights].plain: attention + products}, tower.weight_bytes(visual_tokens, element), 0, 0, activations, tower.layers)

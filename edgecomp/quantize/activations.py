@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgecomp.ir.rewrite import constant, inputs
-from edgecomp.quantize.graph import read_dequantized
+from edgecomp.quantize.graph import products_with, read_dequantized
 from edgecomp.quantize.rule import weights_of
 
 MOST = 127
@@ -23,10 +23,8 @@ def entering(model: ir.Model, names: Collection[str] | None = None) -> dict[ir.V
     """The values that enter products with the named weights, or with all, in a neutral vision graph, each with those products; in order."""
     found: dict[ir.Value, list[ir.Node]] = {}
     for weight in weights_of(model, "vision"):
-        for transpose, _ in weight.value.uses() if names is None or weight.name in names else ():
-            for product, at in transpose.outputs[0].uses():
-                if product.op_type == "MatMul" and at == 1:
-                    found.setdefault(inputs(product)[0], []).append(product)
+        for product in products_with(weight.value) if names is None or weight.name in names else ():
+            found.setdefault(inputs(product)[0], []).append(product)
     return found
 
 
@@ -53,7 +51,7 @@ def quantize_products(model: ir.Model, names: Collection[str], ranges: Mapping[s
         model.graph.insert_before(products[0], [rounded, again])
         for product in products:
             product.replace_input_with(0, again.outputs[0])
-    for weight in [*weights_of(model, "vision")]:
+    for weight in weights_of(model, "vision"):
         if weight.name in names:
             assert weight.value.const_value is not None
             read_dequantized(model, weight.value, *numbers(weight.name, weight.value.const_value))

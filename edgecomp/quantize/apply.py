@@ -66,7 +66,7 @@ def quantize(source: Path, out: Path, precision: str | None, *, block: int = BLO
     plans = {name: dataclasses.replace(plan, variants={"neutral": plan.variants["neutral"]}) for name, plan in manifest.plans.items()}
     files = dict.fromkeys(file for plan in plans.values() for file in plan.variants["neutral"].values())
     with writing(out) as (partial, finish):
-        ranges, pictures = calibrated(bundle, calibration, say) if calibration else ({}, None)
+        ranges, pictures = calibrated(bundle, calibration, say) if calibration and in_rows else ({}, None)
         kept = {name: info for name, info in manifest.files.items() if name in (manifest.text.tokenizer, manifest.text.chat_template)}
         copy_files(bundle, partial, kept)
         (partial / "graphs").mkdir()
@@ -84,7 +84,7 @@ def quantize(source: Path, out: Path, precision: str | None, *, block: int = BLO
             plans = with_dialect(plans, plans, dialect, graphs, partial, say)
         finish(dataclasses.replace(manifest, schema=SCHEMA, plans=plans, graphs=graphs, files=kept, engines=(),
                                    embeddings=dataclasses.replace(manifest.embeddings, offset=offset),
-                                   quantized=QuantizedInfo(precision, block, in_blocks) if precision else None, calibrated=pictures))
+                                   quantized=QuantizedInfo(precision, block, in_blocks) if precision and in_blocks else None, calibrated=pictures))
     return bits
 
 

@@ -4,7 +4,6 @@ Each plan's own graph is run, cut as it is: tokens that it drops inside the towe
 """
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from edgecomp.ir.rewrite import constant, dims
 from edgecomp.quantize.activations import MOST, entering
 from edgecomp.quantize.subset import Calibration, cover
 from edgecomp_runtime import images
-from edgecomp_runtime.bundle import Bundle
+from edgecomp_runtime.bundle import Bundle, sha256_of
 from edgecomp_runtime.errors import EdgecompError
 from edgecomp_runtime.manifest import CalibratedInfo, ImageInfo
 
@@ -43,7 +42,7 @@ def calibrated(bundle: Bundle, calibration: Calibration, say: Callable[[str], No
     for file in files:
         say(f"measuring what enters the products of {file} on {len(pictures)} pictures")
         found[file] = {name: best_range(counts) for name, counts in sizes(bundle.file(file), pictures, info).items()}
-    hashes = tuple(hashlib.sha256(picture.read_bytes()).hexdigest() for picture in pictures)
+    hashes = tuple(sha256_of(picture) for picture in pictures)
     return found, CalibratedInfo("int8", calibration.choice, calibration.seed, hashes)
 
 

@@ -47,7 +47,7 @@ def read_dequantized(model: ir.Model, weight: ir.Value, numbers: ir.TensorProtoc
 
 def reorder_inputs(model: ir.Model, weight: ir.Node, order: ir.ExternalTensor) -> None:
     """Lets the products with a weight that a DequantizeLinear node makes take `order[i]` of what comes in for the weight's column i."""
-    for product in _products(weight):
+    for product in products_with(weight.outputs[0]):
         x = inputs(product)[0]
         done = [node for node, _ in x.uses() if (known := _order(node)) is not None and known.offset == order.offset]
         if not done:  # once for queries, keys and values, which are in one order
@@ -64,14 +64,15 @@ def reorder_inputs(model: ir.Model, weight: ir.Node, order: ir.ExternalTensor) -
 
 def order_of(weight: ir.Node) -> NDArray[np.int32] | None:
     """The order that `reorder_inputs` gave what enters the products with the weight that a DequantizeLinear node makes; None where it gave none."""
-    for product in _products(weight):
+    for product in products_with(weight.outputs[0]):
         if (gather := made_by(product.inputs[0], "Gather")) and (order := _order(gather)) is not None:
             return np.asarray(read(order))
     return None
 
 
-def _products(weight: ir.Node) -> list[ir.Node]:
-    turned = [node for node, _ in weight.outputs[0].uses() if node.op_type == "Transpose"]
+def products_with(weight: ir.Value) -> list[ir.Node]:
+    """The products that a weight [out, in] is the transposed right side of."""
+    turned = [node for node, _ in weight.uses() if node.op_type == "Transpose"]
     return [node for transpose in turned for node, at in transpose.outputs[0].uses() if node.op_type == "MatMul" and at == 1]
 
 

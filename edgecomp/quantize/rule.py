@@ -5,7 +5,7 @@ a table beside the graphs, a few rows a step.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -26,14 +26,14 @@ BLOCKS = (16, 32, 64, 128, 256)  # what onnxruntime has kernels for (MatMulNBits
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight of matrix products: its Hugging Face name, where it stands, its shape [out, in] and the products that read it."""
+    """A weight of matrix products: its Hugging Face name, where it stands, its shape [out, in] and its value in the graph."""
     name: str
     place: str
     shape: tuple[int, int]
     value: ir.Value
 
 
-def weights_of(model: ir.Model, part: str) -> Iterator[Weight]:
+def weights_of(model: ir.Model, part: str) -> list[Weight]:
     """The weights [out, in] of a neutral graph that stand in `x @ W^T`, each once. part: 'vision', 'prefill' or 'decode'."""
     found: dict[str, Weight] = {}
     for product in nodes(model, "MatMul"):
@@ -45,7 +45,7 @@ def weights_of(model: ir.Model, part: str) -> Iterator[Weight]:
         assert isinstance(rows, int) and isinstance(columns, int)
         place = "vision" if part == "vision" else "head" if ends_as_result(product.outputs[0]) else "layers"
         found[value.name] = Weight(value.name, place, (rows, columns), value)
-    yield from found.values()
+    return [*found.values()]
 
 
 def check(precision: str, block: int) -> None:

@@ -122,11 +122,8 @@ def unbeaten(places: Sequence[tuple[float, float]], same: float) -> list[bool]:
 
 def pareto(places: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the (time, accuracy) that no other beats: none is as fast and as accurate and better in one. By time."""
-    found: list[int] = []
-    for i in sorted(range(len(places)), key=lambda i: (places[i][0], -places[i][1])):
-        if not found or places[i][1] > places[found[-1]][1] or places[i] == places[found[-1]]:
-            found.append(i)
-    return found
+    best = unbeaten(places, 0.0)
+    return sorted((i for i, good in enumerate(best) if good), key=lambda i: places[i])
 
 
 def group(plans: Sequence[Plan]) -> list[Mark]:

@@ -37,7 +37,7 @@ def render(result: dict[str, Any]) -> str:
     The example's picture is laid over the whole token grid, so it has to be what the model saw, after any crop.
     """
     found = Contents.of(result)
-    picture = ((result.get("example") or {}).get("image") or "") if result.get("example") else ""
+    picture = formats.find(result, "example", "image") or ""
     return PAGES.get_template("page.html").render(
         result=result, title=found.title, names=words.names(result["bundles"]), plans=found.plans, marks=found.marks,
         budgets=found.budgets, looks=looks(found.marks), verdict=found.verdict, verdict_text=found.verdict_text,

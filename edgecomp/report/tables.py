@@ -5,7 +5,7 @@ A column has one kind of number, so nothing measured can stand below something p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from edgecomp.report.formats import DASH, find, ms, ms_span, number, points, size, span
@@ -59,10 +59,10 @@ class Table:
     columns: Sequence[Column]
     bodies: Sequence[Body]
     group: str = ""
-    kinds: frozenset[str] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "kinds", frozenset(column.kind for column in self.columns if column.kind))
+    @property
+    def kinds(self) -> frozenset[str]:
+        return frozenset(column.kind for column in self.columns if column.kind)
 
 
 def accuracy_table(plans: Sequence[Plan], marks: Sequence[Mark], budgets: Sequence[int], tokens: int) -> Table:

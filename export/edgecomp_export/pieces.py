@@ -12,6 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgecomp.dialects import lowering
+from edgecomp.dialects.quantized import IN_FP32
 from edgecomp.dialects.segments import MICROSOFT
 from edgecomp.ir.graphs import describe, read
 from edgecomp.ir.rewrite import nodes
@@ -79,7 +80,7 @@ class Piece:
         widen(model)
         lowering("onnxruntime")(model)
         for product in nodes(model, "MatMulNBits", MICROSOFT):  # in fp32 like the rest, whatever is faster on a CPU
-            product.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 0)
+            product.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", IN_FP32)
         graph = describe(model)
         self._state = {t.name: np.zeros((1, *(capacity if isinstance(s, str) else s for s in t.shape[1:])), np.float32)
                        for t in graph.inputs if is_state(t.role)}

@@ -62,16 +62,15 @@ class Prequantized:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]):
         self.folder, self.method = folder, str(settings["quant_method"])
-        self._minus = int(self.method == "gptq")
         if self.method == "gptq":
             layout = "marlin" if settings.get("is_marlin_format") else str(settings.get("checkpoint_format") or "gptq")
             known: tuple[str, ...] = ("gptq", "gptq_v2")
-            self._minus -= layout == "gptq_v2"
         else:
             layout, known = str(settings.get("version") or "gemm").lower(), ("gemm",)
         if layout not in known:
             raise EdgecompError(f"{folder} has its weights in {self.method}'s layout {layout!r}, of {' or '.join(known)} they are taken: "
                                 "save the checkpoint in that, or give the one in bf16, fp16 or fp32 that it was made from")
+        self._minus = int(layout == "gptq")
         self._parts: dict[str, dict[str, tuple[Path, list[int]]]] = {}  # where each is, and its shape
         self._others: dict[str, Path] = {}
         for path in sorted(folder.glob("*.safetensors")):

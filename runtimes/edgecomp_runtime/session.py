@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecomp_runtime import backends, memory
-from edgecomp_runtime.buffers import cache_regions, is_state
+from edgecomp_runtime.buffers import HostMemory, cache_regions, is_state
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.cuts import Cuts
 from edgecomp_runtime.errors import InputError
@@ -66,7 +66,8 @@ class Session:
         if files["decode"][0] != files["prefill"][0]:
             self._row_decoder = self._backend.load(*files["decode"], most, self._state, here)
         self._vision = self._backend.load(*files["vision"], {"images": 1}, {}, here)
-        threading.Thread(target=memory.settle, daemon=True).start()  # of what was read, packed and let go; takes tenths of a second
+        if isinstance(here, HostMemory):  # the weights are in it, and what was read, packed and let go
+            threading.Thread(target=memory.settle, daemon=True).start()  # takes tenths of a second
         self._places = [t for t in graphs["prefill"].inputs if t.role == "places"]
         self._pixel_type = next(t.dtype for t in graphs["vision"].inputs if t.role == "pixels")
         self._stacked = [t.key for t in graphs["prefill"].inputs if t.role == "deepstack"]

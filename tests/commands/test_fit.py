@@ -270,6 +270,8 @@ def test_of_two_sweeps_what_both_have_is_there_once(config, tmp_path):
     folders = [write(tmp_path / f"{n}", rows(n)[:20]) for n in (0, 1)]
     found = asked(config, "--sweep", folders[0], "--sweep", folders[1], "--min-accuracy", "1%")
     assert len(found["meets"]) == 20 and {plan["accuracy"]["sweep"] for plan in found["meets"]} == {str(folders[0])}
+    code, said = run(config, "--sweep", folders[0], "--sweep", folders[0], "--min-accuracy", "1%")
+    assert code == 0 and f"The first is the plan 'full' of {folders[0] / 'bundle'}" in said, "one folder given twice"
 
 
 def test_a_cut_in_the_tower_is_said_to_be_an_upper_bound(config, sweep):
