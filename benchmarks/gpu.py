@@ -238,12 +238,10 @@ def bandwidth() -> dict[str, float]:
 def bytes_a_token(bundle: str, plan: str, rows: int) -> int:
     """That a decoded token reads at the least: the decoder's weights, and the keys and values of so many rows, as they entered it."""
     from edgecomp.footprint import cache_bytes
-    from edgecomp.ir.graphs import load
+    from edgecomp.pack.orders import weights_of
     from edgecomp_runtime import Bundle
     opened = Bundle.open(WORK / bundle)
-    graph = load(opened.file("graphs/decoder.onnx"))
-    weights = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
-    return weights + cache_bytes(opened.manifest, opened.manifest.plans[plan], rows)
+    return weights_of(opened, "graphs/decoder.onnx")[1] + cache_bytes(opened.manifest, opened.manifest.plans[plan], rows)
 
 
 def compare(name: str, scratch: Path, moved: float, compiled_limit: float) -> list[str]:

@@ -15,25 +15,24 @@ from edgecomp.devices import Device
 from edgecomp.predict import calibration, efficiency
 from edgecomp.predict.bundles import count_phases, of_counted
 from edgecomp.predict.fits import GIB, kept_by_system
+from edgecomp.predict.memory import Planned
 from edgecomp.predict.predict import default_engine
 from edgecomp.predict.work import FORMATS, Work
+from edgecomp.report.phases import PEAK, PHASES
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import EdgecompError, InputError
 
-TIMES = {"vision": "vision_ms", "prefill": "prefill_ms", "decode": "per_token_ms"}  # as they are measured
 HERE, ENGINE = "here", "onnxruntime"  # the machine at hand, and what measures on it
 ESTIMATES = ("vision_ms", "prefill_ms", "ttft_ms", "tpot_ms", "decode_tokens_per_s", "memory_bytes")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A bundle's plan as it was measured, and what its graphs ask for by phase. name: in the result. text_rows: of the prompt, without its visual
-    tokens."""
+    """A bundle's plan as it was measured, and what its graphs ask for by phase. name: in the result. memory: of that run, on any device."""
     bundle: Bundle
     plan: str
     name: str
-    text_rows: int
-    new_tokens: int
+    memory: Planned
     works: Mapping[str, Work]
 
 
@@ -41,7 +40,7 @@ def asked(bundle: Bundle, plan: str, name: str, latency: Mapping[str, Any]) -> A
     """Counts a plan's graphs at the sizes that it was measured at; decode is the step in the middle of the answer."""
     rows, new = latency["prompt_rows"], latency["new_tokens"]
     text = rows - bundle.manifest.plans[plan].visual_tokens
-    return Asked(bundle, plan, name, text, new, count_phases(bundle, plan, text, rows + new // 2))
+    return Asked(bundle, plan, name, Planned(bundle, plan, text, new), count_phases(bundle, plan, text, rows + new // 2))
 
 
 def unseen(here: Device) -> Device:
@@ -61,7 +60,7 @@ def on_device(plans: Sequence[Asked], device: Device, here: bool) -> dict[str, A
         "bandwidth_bytes_per_s": device.memory.bandwidth_gb_per_s * 1e9, "calibrated": saved.words(len(saved.rows)) if saved else None, "plans": {}}
     for plan in plans:
         try:
-            found = of_counted(plan.bundle, plan.plan, plan.works, device, engine, text=plan.text_rows, new_tokens=plan.new_tokens)
+            found = of_counted(plan.bundle, plan.plan, plan.works, device, engine, memory=plan.memory)
         except EdgecompError as error:
             about["plans"][plan.name] = {"refused": str(error)}
             continue
@@ -86,10 +85,10 @@ def compared(here: Mapping[str, Any], plans: Sequence[Mapping[str, Any]]) -> lis
     found = []
     for plan in plans:
         guess = here["plans"].get(plan["name"], {})
-        pairs = [(phase, guess.get({"decode": "tpot_ms"}.get(name, phase)), plan["latency"][phase]["median"]) for name, phase in TIMES.items()]
-        for phase, estimate, measured in [*pairs, ("peak_bytes", guess.get("memory_bytes"), plan["peak"]["peak_bytes"])]:
-            if estimate and measured:
-                found.append({"plan": plan["name"], "phase": phase, "predicted": {end: estimate[end] for end in ("value", "low", "high")},
+        times = [(phase, plan["latency"][phase.measured]["median"]) for phase in PHASES.values()]
+        for phase, measured in [*times, (PEAK, plan["peak"][PEAK.measured])]:
+            if measured and (estimate := guess.get(phase.predicted)):
+                found.append({"plan": plan["name"], "phase": phase.measured, "predicted": {end: estimate[end] for end in ("value", "low", "high")},
                               "measured": measured})
     return found
 
@@ -118,12 +117,12 @@ def save(device: Device, plans: Sequence[Asked], measured: Sequence[Mapping[str,
     rows = []
     for plan, took in zip(plans, (each["latency"] for each in measured), strict=True):
         manifest = plan.bundle.manifest
-        for phase, name in TIMES.items():
+        for phase, named in PHASES.items():
             # an answer of one token has no time a token, and a tower in whole numbers no format
-            if took[name]["median"] > 0 and not (phase == "vision" and manifest.calibrated):
+            if (seconds := took[named.measured]["median"] / 1000) > 0 and not (phase == "vision" and manifest.calibrated):
                 format_ = efficiency.format_of(phase, ENGINE, manifest)
                 rows.append(calibration.Measured(phase, format_, manifest.source.model, plan.plan, took["prompt_rows"],
-                                                 plan.works[phase], took[name]["median"] / 1000))
+                                                 plan.works[phase], seconds))
     if device.id not in devices.names():
         profile = devices.own_folder() / f"{device.id}.toml"
         profile.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from edgecomp_runtime.errors import EdgecompError
 
 # names only: the compiler does not depend on torch
 EXPORTER = "edgecomp_export.export"
+CHECKPOINT = "edgecomp_export.checkpoint"
 VERIFIER = "edgecomp_export.layerwise"
 
 
@@ -42,17 +43,19 @@ def compile_model(model: str, out: Path, recipes: Sequence[Recipe], *, precision
     if calibration:
         calibration.candidates()  # a folder that cannot serve, too
     export = importlib.import_module(EXPORTER).export
+    fewer_bits = bool(weights or calibration)
     # on one disk with `out`, for hard links
     with goal(out), tempfile.TemporaryDirectory(prefix=f".{out.name}.export.", dir=out.parent) as folder:
+        if fewer_bits and (bits := importlib.import_module(CHECKPOINT).stored_in(model)):
+            raise EdgecompError(f"{model} has its weights in {bits} already: leave out --weights and --activations")
         neutral = export(model, Path(folder) / "neutral", precision=precision, context=context, image_size=image_size, tiles=tiles,
                          max_images=max_images, say=say)
-        if (weights or calibration) and (found := Bundle.open(neutral).manifest.quantized):
-            raise EdgecompError(f"{model} has its weights in {found.precision} already: leave out --weights and --activations")
-        compiled = Path(folder) / "compiled" if verify or weights or calibration else out
-        names = compress(neutral, compiled, recipes, say=say)
+        compiled = Path(folder) / "compiled" if verify or fewer_bits else out
+        # what is quantized is lowered behind it
+        names = compress(neutral, compiled, recipes, dialects=() if fewer_bits else ("onnxruntime",), say=say)
         if verify:
             importlib.import_module(VERIFIER).gate(Bundle.open(compiled), say)
-        if weights or calibration:
+        if fewer_bits:
             quantize(compiled, out, weights, block=block, unquantized=unquantized, calibration=calibration, say=say)
         elif verify:
             compress(compiled, out, [])

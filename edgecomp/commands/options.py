@@ -58,26 +58,19 @@ CONTEXT = click.option("--context", type=click.IntRange(min=1),
 
 
 def quantization(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options on weights in fewer bits: `weights`, `block` and `unquantized`."""
-    for option in (
-        click.option("--unquantized", multiple=True, metavar="PATTERN",
-                     help="With --weights or --activations: names of weights that stay as they are, such as 'lm_head.*' or '*.layers.0.*'. May be "
-                          "repeated."),
-        click.option("--block", type=click.INT, help="With --weights: numbers of a row that share a scale. [default: 32]"),
-        click.option("--weights", metavar="int8|int4", help="The decoder's weights in blocks of whole numbers; int4 has the head in int8."),
-    ):
-        command = option(command)
-    return command
-
-
-def calibrated(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options on the vision tower in whole numbers, as the argument `calibration`."""
+    """The options on weights in fewer bits, `weights`, `block` and `unquantized`, and on the vision tower in whole numbers, `calibration`."""
     @functools.wraps(command)
-    def with_calibration(activations: str | None, pictures: Path | None, number: int | None, choice: str | None, seed: int | None,
-                         **rest: Any) -> Any:
+    def checked(weights: str | None, block: int | None, unquantized: tuple[str, ...], activations: str | None, pictures: Path | None,
+                number: int | None, choice: str | None, seed: int | None, **rest: Any) -> Any:
+        from edgecomp.quantize.rule import BLOCK
         given = {"images": number, "choice": choice, "seed": seed}
-        return command(calibration=_calibration(activations, pictures, {name: value for name, value in given.items() if value is not None}), **rest)
-    wrapped: Callable[..., Any] = with_calibration
+        calibration = _calibration(activations, pictures, {name: value for name, value in given.items() if value is not None})
+        if block is not None and weights is None:
+            raise click.UsageError("--block goes with --weights")
+        if unquantized and weights is None and calibration is None:
+            raise click.UsageError("--unquantized goes with --weights or --activations")
+        return command(weights=weights, block=BLOCK if block is None else block, unquantized=unquantized, calibration=calibration, **rest)
+    wrapped: Callable[..., Any] = checked
     for option in (
         click.option("--calibration-seed", "seed", type=click.INT, help="Of what is drawn. [default: 0]"),
         click.option("--calibration-choice", "choice", metavar="random|cover",
@@ -89,6 +82,11 @@ def calibrated(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--activations", metavar="int8",
                      help="The vision tower's products in int8: weights, and what enters them, with scales from --calibration. Measured as faster on "
                           "a CPU with AVX-512 VNNI; --backend onnxruntime-cuda leaves them to the CPU."),
+        click.option("--unquantized", multiple=True, metavar="PATTERN",
+                     help="With --weights or --activations: names of weights that stay as they are, such as 'lm_head.*' or '*.layers.0.*'. May be "
+                          "repeated."),
+        click.option("--block", type=click.INT, help="With --weights: numbers of a row that share a scale. [default: 32]"),
+        click.option("--weights", metavar="int8|int4", help="The decoder's weights in blocks of whole numbers; int4 has the head in int8."),
     ):
         wrapped = option(wrapped)
     return wrapped

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecomp.commands.options import BUNDLE, OUTPUT, calibrated, quantization, say
+from edgecomp.commands.options import BUNDLE, OUTPUT, quantization, say
 
 if TYPE_CHECKING:
     from edgecomp.quantize.subset import Calibration
@@ -16,17 +16,13 @@ if TYPE_CHECKING:
 @BUNDLE
 @OUTPUT
 @quantization
-@calibrated
-def command(bundle: Path, out: Path, weights: str | None, block: int | None, unquantized: tuple[str, ...], calibration: Calibration | None) -> None:
+def command(bundle: Path, out: Path, weights: str | None, block: int, unquantized: tuple[str, ...], calibration: Calibration | None) -> None:
     """Write BUNDLE again with its decoder's weights in int8 or int4, its vision tower in int8, or both, lowered for ONNX Runtime.
 
     Plans stay as they are. Embeddings and norms stay in the bundle's precision. OUTPUT may be BUNDLE itself.
     """
     from edgecomp.quantize.apply import quantize
-    from edgecomp.quantize.rule import BLOCK
     if weights is None and calibration is None:
         raise click.UsageError("nothing is asked for: --weights int8 or int4, --activations int8, or both")
-    if weights is None and block is not None:
-        raise click.UsageError("--block goes with --weights")
-    quantize(bundle, out, weights, block=BLOCK if block is None else block, unquantized=unquantized, calibration=calibration, say=say)
+    quantize(bundle, out, weights, block=block, unquantized=unquantized, calibration=calibration, say=say)
     say(f"{out} is ready")

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgecomp.dialects.segments import MICROSOFT
-from edgecomp.ir.rewrite import constant, inputs, insert, made_by, nodes, replace
+from edgecomp.ir.rewrite import constant, dims, inputs, insert, made_by, nodes, replace
 
 SMALL = 4 * 2**20  # bytes of a weight
 BY_NAME = {"FusedMatMul": {"transB"}, "MatMulNBits": {"K", "N", "bits", "block_size", "accuracy_level"}}  # the attributes that are understood
@@ -53,9 +53,29 @@ def _join(model: ir.Model, products: list[ir.Node]) -> None:
     if first.op_type == "MatMulNBits":
         attributes["N"] = sum(rows)
     together, = insert(model, first, first.op_type, given, attributes, MICROSOFT)
-    sizes = constant(model, "rows_" + "_".join(map(str, rows)), np.array(rows, np.int64))
-    for product, part in zip(products, insert(model, first, "Split", [together, sizes], {"axis": -1}, outputs=len(products))):
-        replace(model, product, part)
+    sizes, ends = constant(model, "rows_" + "_".join(map(str, rows)), np.array(rows, np.int64)), products
+    biased = [found for found in map(bias_of, products) if found]
+    if len(biased) == len(products):
+        together, ends = with_biases(model, first, together, [bias for _, bias in biased]), [add for add, _ in biased]
+    for end, part in zip(ends, insert(model, first, "Split", [together, sizes], {"axis": -1}, outputs=len(products))):
+        replace(model, end, part)
+    if ends is not products:
+        model.graph.remove(products, safe=True)
+
+
+def bias_of(product: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+    """What alone reads a product, if that adds a constant to each of its rows; and the constant."""
+    readers = [node for node, _ in product.outputs[0].uses()]
+    if [node.op_type for node in readers] != ["Add"]:
+        return None
+    add, = readers
+    bias = next((value for value in inputs(add) if value is not product.outputs[0]), None)
+    return (add, bias) if bias is not None and bias.is_initializer() and len(dims(bias)) == 1 else None
+
+
+def with_biases(model: ir.Model, before: ir.Node, together: ir.Value, biases: list[ir.Value]) -> ir.Value:
+    """The biases of several products side by side, added to what these are together."""
+    return insert(model, before, "Add", [together, *insert(model, before, "Concat", biases, {"axis": 0})])[0]
 
 
 def _side_by_side(model: ir.Model, before: ir.Node, tensors: list[ir.Value]) -> ir.Value:

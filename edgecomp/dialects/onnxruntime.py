@@ -45,10 +45,10 @@ def lower(model: ir.Model) -> None:
     integer_products(model)
     quantized_products(model)
     _transposed_weights(model)
-    pack_projections(model)
+    RemoveUnusedNodesPass()(model)  # who is not read would count as a reader
     if lengths.made:  # in decoders, which take one row at a time: to take many rows' results apart costs what joining gains
-        RemoveUnusedNodesPass()(model)  # products that were packed
         join_small_products(model)
+    pack_projections(model)
     _split_head(model)
     _quick_gelu(model)
     _skip_norm(model)

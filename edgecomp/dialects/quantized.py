@@ -12,7 +12,6 @@ import onnx_ir as ir
 from edgecomp.dialects.segments import MICROSOFT
 from edgecomp.ir.rewrite import constant, inputs, insert, made_by, nodes, replace
 
-BITS = {ir.DataType.INT4: 4, ir.DataType.INT8: 8}
 IN_FP32, IN_INT8 = 0, 4  # MatMulNBits' accuracy levels on a CPU; in int8 it rounds what comes in, too
 ACCURACY_LEVEL = IN_INT8
 HIGHEST = {4: 0x88, 8: 0x80}  # the highest bit of every number in a byte
@@ -28,7 +27,7 @@ def quantized_products(model: ir.Model) -> None:
         numbers, scale, *zeros = inputs(weight)
         tensor, block = numbers.const_value, weight.attributes["block_size"].as_int()
         assert tensor is not None, "a weight is a constant"
-        (rows, width), bits = tensor.shape.numpy(), BITS[tensor.dtype]
+        (rows, width), bits = tensor.shape.numpy(), tensor.dtype.bitwidth
         shapes = [(rows, width // block, block * bits // 8), (rows, width // block * bits // 8)]
         given = [_from_zero_up(model, product, value, shape, bits) for value, shape in zip([numbers, *zeros], shapes)]
         attributes = {"K": width, "N": rows, "bits": bits, "block_size": block, "accuracy_level": ACCURACY_LEVEL}

@@ -139,8 +139,11 @@ def found(device: Device, request: Request, tokens: int, sweeps: Sequence[Sweep]
     limits = (*limits, own_memory(device, limits, plans[0].prediction.usable_bytes))
     known = [plan for plan in plans if plan.measured]
     if sweeps and not known and (asked := [limit for limit in limits if limit.least]):
+        reasons = [refused[precision] for sweep in sweeps for precision in sweep.precisions if precision in refused]
         raise InputError(f"{asked[0].name} {asked[0].text}: none of the plans was measured in {plans[0].precision}, but in "
-                         f"{' and '.join(dict.fromkeys(sweep.precision for sweep in sweeps))}: sweep this bundle, or leave the limit out")
+                         f"{' and '.join(dict.fromkeys(sweep.precision for sweep in sweeps))}"
+                         + (f", which cannot be predicted ({reasons[0]})" if reasons else "")
+                         + f": sweep {'this bundle' if bundle else f'the model in {plans[0].precision}'}, or leave the limit out")
     known = known or list(plans)
     rest = [limit for limit in limits if not limit.least]
     others = [plan for plan in plans if known[0].measured and not plan.measured and sure(plan, rest) != NO]

@@ -15,10 +15,9 @@ PLAIN = ("fp32", "fp16")  # measured in one of them, accuracy is taken for both
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a sweep, as `edgecomp.sweep.tables` writes it: accuracy in percent, tokens of one picture."""
+    """A row of a sweep, as far as it is read of what `edgecomp.sweep.tables` writes: accuracy in percent, tokens of one picture."""
     method: str
     parameters: dict[str, int | float | str]
-    site: str
     sites: tuple[str, ...]
     position: str
     windows: str
@@ -30,7 +29,6 @@ class Row:
     questions: int
     pictures: int
     tokens_entering: int
-    tokens_after: int
     tokens_mean: float
     plans: tuple[str, ...]
     loses_to: tuple[str, ...]

@@ -5,6 +5,8 @@ wide as their matrices. What a graph makes besides (masks, shapes, rows of logit
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgecomp.predict.model import Layer, Shape
 from edgecomp.predict.planner import Made, Step, most_bytes
 from edgecomp.predict.tower import Tower
@@ -21,37 +23,38 @@ class _Steps:
         self.steps: list[Step] = []
         self.count = 0
 
-    def add(self, *reads: int, width: float, of: str = "rows", rows: int | None = None, count: int = 1, over: bool = False, view: bool = False,
+    def add(self, *reads: int, widths: Sequence[float], of: str = "rows", rows: int | None = None, over: bool = False, view: bool = False,
             copied: float = 0.0) -> tuple[int, ...]:
-        """Makes `count` values of so many numbers a row. `of` tells kinds apart that are alike in size alone."""
+        """Makes a value of so many numbers a row for each of `widths`. `of` tells kinds apart that are alike in size alone."""
         rows = self.rows if rows is None else rows
-        size = rows * width * self.element
-        made = tuple(Made(self.count + 1 + n, (of, rows, width), size) for n in range(count))
-        self.count += count
+        made = tuple(Made(self.count + n, (of, rows, width), rows * width * self.element) for n, width in enumerate(widths, 1))
+        self.count += len(made)
         self.steps.append(Step(made, reads, reads if over else (), view, copied))
         return tuple(int(value.name) for value in made)  # type: ignore[call-overload]
 
+    def small(self, width: int, widths: list[int]) -> list[int]:
+        """Which of the matrices [each of `widths`, width] are small enough to be joined."""
+        return [at for at, each in enumerate(widths) if width * each * self.element <= JOINED_BYTES]
+
     def products(self, value: int, width: int, widths: list[int]) -> list[int]:
         """Products of one value with matrices [each of `widths`, width]; where two or more of these are small, that is one product, taken apart."""
-        small = [at for at, each in enumerate(widths) if width * each * self.element <= JOINED_BYTES]
+        small = self.small(width, widths)
         if len(small) < 2:
             return [self.one(value, width=each) for each in widths]
         together = self.one(value, width=sum(widths[at] for at in small))
-        made = {at: Made(self.count + 1 + n, ("rows", self.rows, widths[at]), self.rows * widths[at] * self.element) for n, at in enumerate(small)}
-        self.count += len(small)
-        self.steps.append(Step((*made.values(),), (together,)))
-        return [made[at].name if at in made else self.one(value, width=each) for at, each in enumerate(widths)]  # type: ignore[misc]
+        made = dict(zip(small, self.add(together, widths=[widths[at] for at in small])))
+        return [made[at] if at in made else self.one(value, width=each) for at, each in enumerate(widths)]
 
     def one(self, *reads: int, width: float, of: str = "rows", rows: int | None = None, over: bool = False, view: bool = False) -> int:
-        return self.add(*reads, width=width, of=of, rows=rows, over=over, view=view)[0]
+        return self.add(*reads, widths=[width], of=of, rows=rows, over=over, view=view)[0]
 
     def by_heads(self, value: int, width: float) -> int:
         """A norm of each head by itself."""
         apart = self.one(value, width=width, of="heads", view=True)
         return self.one(self.one(apart, width=width, of="heads"), width=width, view=True)
 
-    def attention(self, query: int, key: int, value: int, width: int, key_width: int) -> int:
-        return self.add(query, key, value, width=width, copied=self.rows * (width + 2 * key_width) * self.element)[0]
+    def attention(self, *reads: int, width: int, key_width: int) -> int:
+        return self.add(*reads, widths=[width], copied=self.rows * (width + 2 * key_width) * self.element)[0]
 
 
 def decoder_bytes(shape: Shape, rows: int, element: int, scores: bool = False) -> float:
@@ -61,14 +64,14 @@ def decoder_bytes(shape: Shape, rows: int, element: int, scores: bool = False) -
     """
     plan = _Steps(rows, element)
     widest = max((layer.head_dim for layer in shape.layers if layer.heads), default=0)
-    tables = plan.add(0, width=widest / 2 * TABLE_BYTES / element, of="angles", count=2) if widest else ()
+    tables = plan.add(0, widths=[widest / 2 * TABLE_BYTES / element] * 2, of="angles") if widest else ()
     state, normed = 0, plan.one(0, width=shape.hidden)
     for layer in shape.layers:
         mixed = _recurrent(plan, layer, normed) if layer.recurrence else _attended(plan, layer, normed, tables, scores) if layer.heads else 0
         if mixed:
-            state, normed = plan.add(state, mixed, width=shape.hidden, count=2)
+            state, normed = plan.add(state, mixed, widths=[shape.hidden] * 2)
         if layer.intermediate:
-            state, normed = plan.add(state, _mlp(plan, layer, normed), width=shape.hidden, count=2)
+            state, normed = plan.add(state, _mlp(plan, layer, normed), widths=[shape.hidden] * 2)
     plan.one(normed, width=shape.hidden, rows=1)  # of the row whose logits are asked for
     return most_bytes(plan.steps)
 
@@ -76,14 +79,17 @@ def decoder_bytes(shape: Shape, rows: int, element: int, scores: bool = False) -
 def _attended(plan: _Steps, layer: Layer, normed: int, tables: tuple[int, ...], scores: bool) -> int:
     wide, narrow = layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim
     widths = [wide * (2 if layer.gate else 1), narrow, *([] if layer.shared_value else [narrow])]
+    if tables and not (layer.gate or layer.normed or layer.shared_value or scores) and len(plan.small(layer.hidden, widths)) == len(widths):
+        packed = plan.one(normed, width=sum(widths))  # attention turns rows itself
+        return plan.one(plan.attention(packed, *tables, width=wide, key_width=narrow), width=layer.hidden)
     query, key, *rest = plan.products(normed, layer.hidden, widths)
     gate, value = 0, rest[0] if rest else key
     if layer.gate:
-        query, gate = plan.add(query, width=wide, count=2)
+        query, gate = plan.add(query, widths=[wide] * 2)
     if layer.normed:
         query, key = plan.by_heads(query, wide), plan.by_heads(key, narrow)
     query, key = plan.one(query, *tables, width=wide), plan.one(key, *tables, width=narrow)
-    out = plan.attention(query, key, value, wide, narrow)
+    out = plan.attention(query, key, value, width=wide, key_width=narrow)
     if scores:
         each = plan.one(query, key, width=layer.heads * plan.rows, of="scores")
         out = plan.one(plan.one(each, width=layer.heads * plan.rows, of="scores"), out, width=wide)
@@ -113,12 +119,12 @@ def tower_bytes(tower: Tower, visual_tokens: int, hidden: int, element: int) -> 
     plan = _Steps(tower.rows(visual_tokens), element)
     state = _patches(plan, tower, patches)
     kept = {}
-    tables = plan.add(0, width=tower.rotary, of="angles", count=2) if tower.rotary else ()
+    tables = plan.add(0, widths=[tower.rotary] * 2, of="angles") if tower.rotary else ()
     normed = plan.one(state, width=tower.hidden)
     for at in range(1, tower.layers + 1):
         mixed = _mixed(plan, tower, normed, tables)
         if tower.matrices == 3:  # one operator adds and norms
-            state, normed = plan.add(state, mixed, width=tower.hidden, count=2)
+            state, normed = plan.add(state, mixed, widths=[tower.hidden] * 2)
         else:
             state = plan.one(state, mixed, width=tower.hidden, over=True)
             normed = plan.one(state, width=tower.hidden)
@@ -128,7 +134,7 @@ def tower_bytes(tower: Tower, visual_tokens: int, hidden: int, element: int) -> 
         out = plan.one(first, width=tower.hidden)
         last = at == tower.layers
         if tower.matrices == 3:
-            state, normed = plan.add(state, out, width=tower.hidden, count=2)
+            state, normed = plan.add(state, out, widths=[tower.hidden] * 2)
         else:
             state = plan.one(state, out, width=tower.hidden, over=True)
             normed = plan.one(state, width=tower.hidden) if not last or tower.joined else state
@@ -156,12 +162,12 @@ def _patches(plan: _Steps, tower: Tower, patches: int) -> int:
 
 def _mixed(plan: _Steps, tower: Tower, normed: int, tables: tuple[int, ...]) -> int:
     if tower.joined:
-        query, key, value = plan.add(plan.one(normed, width=3 * tower.hidden), width=tower.hidden, count=3)
+        query, key, value = plan.add(plan.one(normed, width=3 * tower.hidden), widths=[tower.hidden] * 3)
     else:
         query, key, value = (plan.one(normed, width=tower.hidden) for _ in range(3))
     if tables:
         query, key = (plan.one(each, *tables, width=tower.hidden) for each in (query, key))
-    return plan.one(plan.attention(query, key, value, tower.hidden, tower.hidden), width=tower.hidden)
+    return plan.one(plan.attention(query, key, value, width=tower.hidden, key_width=tower.hidden), width=tower.hidden)
 
 
 def _projected(plan: _Steps, tower: Tower, states: list[int], patches: int, tokens: int, hidden: int) -> None:

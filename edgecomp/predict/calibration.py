@@ -17,11 +17,10 @@ from pathlib import Path
 from statistics import median
 
 from edgecomp import __version__, devices
-from edgecomp.predict.work import FORMATS, Work
+from edgecomp.predict.work import FORMATS, TIMED, Work
 from edgecomp_runtime.errors import BundleError, EdgecompError
 from edgecomp_runtime.typed import build
 
-PHASES = ("vision", "prefill", "decode")
 PRECISIONS = {format_.compute for format_ in FORMATS.values()}
 PACKAGES = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "TensorRT": ("tensorrt",), "TensorRT for RTX": ("tensorrt_rtx",)}
 AGAIN = "measure again with `edgecomp profile --save`"
@@ -99,7 +98,7 @@ def _problem(found: Calibration, device: str, engine: str) -> str:
         return f"it is of {found.device} and {found.engine}, but named as of {device} and {engine}"
     for at, row in enumerate(found.rows):
         work = row.work
-        if row.phase not in PHASES or row.format not in FORMATS or not PRECISIONS.issuperset(name.partition(":")[0] for name in work.flops):
+        if row.phase not in TIMED or row.format not in FORMATS or not PRECISIONS.issuperset(name.partition(":")[0] for name in work.flops):
             return f"rows[{at}]: {row.phase!r} in {row.format!r} and {', '.join(work.flops)} is no phase, weight format and precision"
         numbers = (*work.flops.values(), work.weight_bytes, work.cache_read_bytes, work.cache_write_bytes, work.activation_bytes, float(work.layers))
         if not 0 < row.seconds < math.inf or not all(0 <= number < math.inf for number in numbers) or not sum(work.flops.values()) > 0:

@@ -154,27 +154,23 @@ def format_of(phase: str, engine: str, manifest: Manifest) -> str:
     return stored(engine, manifest.precision if phase == "vision" else manifest.weights)
 
 
-def constants(phase: str, device: Device, engine: str, weights: str) -> Constants:
-    """The constants of a path, corrected by a calibration where there is one.
+def constants(phase: str, device: Device, engine: str, weights: str, saved: calibration.Calibration | None = None) -> Constants:
+    """The constants of a path, corrected by a calibration of the device where it is given one, see `calibrated`.
 
-    Raises UnknownNameError for an engine that is not in the table, EdgecompError for an engine or format that was not measured on any CPU, and
-    for a calibration that cannot be read.
+    Raises UnknownNameError for an engine that is not in the table, EdgecompError for an engine or format that was not measured on any CPU.
     """
-    found = uncalibrated(phase, device, engine, weights)
-    saved = calibrated(device, engine)
+    if engine not in engines():
+        raise UnknownNameError("engine", engine, engines())
+    found = _of_cpu(phase, device, engine, weights) if device.gpu is None else _of_gpu(phase, device, engine, weights)
     return found if saved is None else _corrected(found, phase, device, weights, saved)
 
 
 def calibrated(device: Device, engine: str) -> calibration.Calibration | None:
-    """The calibration that predictions for a device use. None of a power mode: what was measured does not say in which."""
+    """The calibration that predictions for a device use. None of a power mode: what was measured does not say in which.
+
+    Raises EdgecompError for one that cannot be read.
+    """
     return None if device.mode else calibration.load(device.id, engine)
-
-
-def uncalibrated(phase: str, device: Device, engine: str, weights: str) -> Constants:
-    """The fitted constants of a path, as they come with edgecomp. Raises as `constants` does."""
-    if engine not in engines():
-        raise UnknownNameError("engine", engine, engines())
-    return _of_cpu(phase, device, engine, weights) if device.gpu is None else _of_gpu(phase, device, engine, weights)
 
 
 def _of_gpu(phase: str, device: Device, engine: str, weights: str) -> Constants:

@@ -29,5 +29,5 @@ def _steps(model: ir.Model) -> Iterator[Step]:
     for node in model.graph:
         made = tuple(Made(value, (sizes(value), value.dtype), nbytes(value)) for value in node.outputs if value in read and value not in outside)
         over = tuple(inputs(node)) if node.op_type in IN_PLACE and not node.domain else ()
-        copied = sum(map(nbytes, inputs(node)[:3])) if (node.domain, node.op_type) in ATTENTION else 0.0
+        copied = sum(nbytes(value) for value in node.inputs[:3] if value is not None) if (node.domain, node.op_type) in ATTENTION else 0.0
         yield Step(made, tuple(inputs(node)), over, node.op_type in VIEWS - COUNTS and not node.domain, copied)

@@ -5,6 +5,7 @@ records, without sampling, and what a system without swap has to have. Shared li
 """
 from __future__ import annotations
 
+import functools
 import mmap
 
 import numpy as np
@@ -66,6 +67,14 @@ def activations_of(bundle: Bundle, plan: str, *, text_rows: int, at_once: int) -
     name, info = bundle.plan(plan)
     runs = _runs(bundle.manifest, info, text_rows, 1, at_once)
     return {f"{part} activations": planned_bytes(resolved(load(bundle.file(file)), runs[part])) for part, file in _files(name, info).items()}
+
+
+class Planned:
+    """`memory_of` and `activations_of` one run of a plan with one picture: planned when first asked for, then kept for the next device."""
+
+    def __init__(self, bundle: Bundle, plan: str, text_rows: int, new_tokens: int = 0):
+        self.on_a_cpu = functools.cache(lambda: memory_of(bundle, plan, text_rows=text_rows, new_tokens=new_tokens))
+        self.activations = functools.cache(lambda at_once: activations_of(bundle, plan, text_rows=text_rows, at_once=at_once))
 
 
 def loaded_bytes(graph: ir.Model) -> float:

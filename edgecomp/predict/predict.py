@@ -138,11 +138,12 @@ def of_works(works: Mapping[str, Work], device: Device, batch: int, engine: str,
     weights, tower: formats of the decoder and of the vision tower. memory: the whole of it, where the engine's own share is among the parts; else
     `share` is added, or what published peaks left.
     """
+    saved = efficiency.calibrated(device, engine)
     lacking = not_published(device.mode) if device.mode else []
     at_best = f"; at best, for {' and '.join(lacking)} of the power mode are not published" if lacking else ""
 
     def time(phase: str, format_: str) -> Estimate:
-        known = efficiency.constants(phase, device, engine, format_)
+        known = efficiency.constants(phase, device, engine, format_, saved)
         took = 1000 * efficiency.seconds(known.values, efficiency.terms(works[phase], device, phase, engine, batch))
         return Estimate(took, took * math.exp(-known.spread), took * math.exp(known.spread), known.of + at_best)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +12,7 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, ShapeInfere
 from onnxscript.optimizer import fold_constants
 
 from edgecomp.dialects.segments import MICROSOFT
-from edgecomp.ir.rewrite import DOMAIN, inputs, nodes, replace
+from edgecomp.ir.rewrite import DOMAIN, constant, inputs, nodes, replace
 from edgecomp_runtime.cuts import TEXT_ROWS
 from edgecomp_runtime.errors import EdgecompError
 from edgecomp_runtime.manifest import Manifest, PlanInfo
@@ -94,26 +95,32 @@ def resolved(model: ir.Model, run: Run) -> ir.Model:
                 raise EdgecompError(f"the graph's input {value.name!r} has the dimension {unknown[0]!r}, whose size is not given; "
                                     f"given are {', '.join(run.sizes)}")
             value.shape = None if unknown else ir.Shape(found)  # what is not known by its name follows by inference
+    _infer(model)
+    if not all(_is_known(value) for node in model.graph for value in node.outputs if value.uses()):
+        _known_lengths(model, run)
+        _infer(model)
+    return model
+
+
+def _infer(model: ir.Model) -> None:
+    """Lets every shape follow that does."""
     infer = ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)
     infer(model)
     while _own_shapes(model):
         infer(model)
-    if not all(_is_known(value) for node in model.graph for value in node.outputs if value.uses()):
-        _known_lengths(model, run)
-        infer(model)
-        while _own_shapes(model):
-            infer(model)
-    return model
 
 
 def _known_lengths(model: ir.Model, run: Run) -> None:
-    """Puts in how many rows are cached, for masks are made in their number, and computes the numbers that follow."""
+    """Puts in how many rows are cached before and behind the run, for masks and tables are made in their number, and computes the numbers
+    that follow."""
+    known: dict[str, np.ndarray[Any, Any]] = {}
     for first, rows in run.cached.items():
-        for value in [v for v in model.graph.inputs if v.name == (f"length.{first}" if first else "length")]:
-            number = ir.tensor(np.array([rows], np.int64), name=f"{value.name}.known")
-            known = ir.Value(name=number.name, const_value=number, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
-            model.graph.register_initializer(known)
-            ir.convenience.replace_all_uses_with(value, known)
+        layer = f".{first}" if first else ""
+        known |= {f"length{layer}": np.array([rows]), f"total_rows{layer}": np.array(rows + run.sizes[f"rows{layer}"], np.int32)}
+    for value in model.graph.inputs:
+        if value.name in known:
+            number = constant(model, f"{value.name}.known", known[value.name])
+            ir.convenience.replace_all_uses_with(value, number)
     fold_constants(model, onnx_shape_inference=True, input_size_limit=SMALL, output_size_limit=SMALL)
 
 

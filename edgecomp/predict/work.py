@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from edgecomp.predict.model import Layer, Shape
 from edgecomp_runtime.errors import InputError, UnknownNameError
 
-PHASES = ("vision", "prefill", "decode", "selector")
+TIMED = ("vision", "prefill", "decode")
+PHASES = (*TIMED, "selector")  # choosing tokens takes a share of the others' time
 STATE_BYTES = 4  # a recurrence keeps its state in fp32 (mamba_ssm_dtype of the published configs)
 
 

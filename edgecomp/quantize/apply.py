@@ -25,9 +25,8 @@ from edgecomp_runtime.manifest import SCHEMA, GraphInfo, QuantizedInfo, TableInf
 
 
 def quantize(source: Path, out: Path, precision: str | None, *, block: int = BLOCK, unquantized: Sequence[str] = (),
-             calibration: Calibration | None = None, dialects: Sequence[str] = ("onnxruntime",),
-             say: Callable[[str], None] = lambda line: None) -> dict[str, int]:
-    """Writes a bundle with the same plans and weights in blocks of whole numbers; see `rule` for which, `blocks` for how.
+             calibration: Calibration | None = None, say: Callable[[str], None] = lambda line: None) -> None:
+    """Writes a bundle with the same plans, lowered for onnxruntime, and weights in blocks of whole numbers; see `rule` for which, `blocks` for how.
 
     In the neutral graphs a weight W [out, in] keeps its name and layout, and is read through DequantizeLinear (ONNX opset 21) with an fp16 scale
     for each `block` numbers of a row. Weights are read and written one at a time, what stays is copied, all of it once whatever the number of plans.
@@ -40,11 +39,7 @@ def quantize(source: Path, out: Path, precision: str | None, *, block: int = BLO
         block: numbers of a row that share a scale.
         unquantized: patterns of Hugging Face names that stay as they are.
         calibration: the pictures to measure the vision graphs on; None leaves those as they are.
-        dialects: what to lower all plans to.
         say: is told what is being done.
-
-    Returns:
-        The bits of each weight that was quantized, by name.
 
     Raises:
         UnknownNameError, EdgecompError: see `rule.chosen` and `calibrate.calibrated`; the bundle is quantized already, or a weight is not finite.
@@ -66,7 +61,7 @@ def quantize(source: Path, out: Path, precision: str | None, *, block: int = BLO
     plans = {name: dataclasses.replace(plan, variants={"neutral": plan.variants["neutral"]}) for name, plan in manifest.plans.items()}
     files = dict.fromkeys(file for plan in plans.values() for file in plan.variants["neutral"].values())
     with writing(out) as (partial, finish):
-        ranges, pictures = calibrated(bundle, calibration, say) if calibration and in_rows else ({}, None)
+        ranges, pictures = calibrated(bundle, calibration, say, in_rows) if calibration else ({}, None)
         kept = {name: info for name, info in manifest.files.items() if name in (manifest.text.tokenizer, manifest.text.chat_template)}
         copy_files(bundle, partial, kept)
         (partial / "graphs").mkdir()
@@ -80,12 +75,10 @@ def quantize(source: Path, out: Path, precision: str | None, *, block: int = BLO
             graphs[name] = describe(model)
         offset = moved.table(bundle, manifest.embeddings)
         file.close()
-        for dialect in dialects:
-            plans = with_dialect(plans, plans, dialect, graphs, partial, say)
+        plans = with_dialect(plans, plans, "onnxruntime", graphs, partial, say)
         finish(dataclasses.replace(manifest, schema=SCHEMA, plans=plans, graphs=graphs, files=kept, engines=(),
                                    embeddings=dataclasses.replace(manifest.embeddings, offset=offset),
                                    quantized=QuantizedInfo(precision, block, in_blocks) if precision and in_blocks else None, calibrated=pictures))
-    return bits
 
 
 class _Moved:

@@ -4,7 +4,7 @@ Each plan's own graph is run, cut as it is: tokens that it drops inside the towe
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ FACTORS = 0.97 ** np.arange(80)  # of the largest number: ranges that are tried,
 Ranges = dict[str, float]  # by the name of a value in a graph
 
 
-def calibrated(bundle: Bundle, calibration: Calibration, say: Callable[[str], None]) -> tuple[dict[str, Ranges], CalibratedInfo]:
-    """The ranges of every plan's vision graph, by its neutral file, and what they were measured on.
+def calibrated(bundle: Bundle, calibration: Calibration, say: Callable[[str], None],
+               names: Collection[str] | None = None) -> tuple[dict[str, Ranges], CalibratedInfo]:
+    """The ranges of what enters products with the named weights, or with all, in every plan's vision graph, by its neutral file, and what they were
+    measured on.
 
     Raises:
         InputError, UnknownNameError: see `Calibration.candidates`; a file is no picture, or damaged.
@@ -37,25 +39,25 @@ def calibrated(bundle: Bundle, calibration: Calibration, say: Callable[[str], No
     files = dict.fromkeys(plan.variants["neutral"]["vision"] for plan in bundle.manifest.plans.values())
     if calibration.choice == "cover":
         say(f"running the vision tower on {len(pictures)} pictures, to choose {calibration.images}")
-        pictures = [pictures[n] for n in cover(largest(bundle.file(next(iter(files))), pictures, info), calibration.images)]
+        pictures = [pictures[n] for n in cover(largest(bundle.file(next(iter(files))), pictures, info, names), calibration.images)]
     found = {}
     for file in files:
         say(f"measuring what enters the products of {file} on {len(pictures)} pictures")
-        found[file] = {name: best_range(counts) for name, counts in sizes(bundle.file(file), pictures, info).items()}
+        found[file] = {name: best_range(counts) for name, counts in sizes(bundle.file(file), pictures, info, names).items()}
     hashes = tuple(sha256_of(picture) for picture in pictures)
     return found, CalibratedInfo("int8", calibration.choice, calibration.seed, hashes)
 
 
-def largest(graph: Path, pictures: Iterable[Path], info: ImageInfo) -> dict[str, NDArray[np.float32]]:
+def largest(graph: Path, pictures: Iterable[Path], info: ImageInfo, names: Collection[str] | None = None) -> dict[str, NDArray[np.float32]]:
     """Of every value that enters products the largest absolute number of each channel, over a picture's rows: [pictures, channels] by name."""
-    rows = [*_run(graph, pictures, info, _largest)]
+    rows = [*_run(graph, pictures, info, names, _largest)]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def sizes(graph: Path, pictures: Iterable[Path], info: ImageInfo) -> dict[str, NDArray[np.int64]]:
+def sizes(graph: Path, pictures: Iterable[Path], info: ImageInfo, names: Collection[str] | None = None) -> dict[str, NDArray[np.int64]]:
     """Of every value that enters products how many numbers there are of each size on all pictures, by name; see `histogram`."""
     counts: dict[str, NDArray[np.int64]] = {}
-    for values in _run(graph, pictures, info, _whole):
+    for values in _run(graph, pictures, info, names, _whole):
         for name, value in values.items():
             counts[name] = counts.get(name, 0) + histogram(value)
     return counts
@@ -88,22 +90,22 @@ def best_range(counts: NDArray[np.int64]) -> float:
     return float(tops[(errors @ counts[seen]).argmin(), 0])
 
 
-def _run(graph: Path, pictures: Iterable[Path], info: ImageInfo,
+def _run(graph: Path, pictures: Iterable[Path], info: ImageInfo, names: Collection[str] | None,
          watch: Callable[[ir.Model, ir.Value], ir.Value]) -> Iterator[dict[str, NDArray[Any]]]:
-    """What `watch` makes of every value that enters products of a neutral vision graph, by the value's name, for each picture."""
+    """What `watch` makes of every value that enters products with the named weights of a neutral vision graph, by its name, for each picture."""
     model = load(graph)
-    dtype, names = model.graph.inputs[0].dtype, list[str]()
+    dtype, watched = model.graph.inputs[0].dtype, list[str]()
     assert dtype is not None
-    for value in entering(model):
+    for value in entering(model, names):
         result = watch(model, value)
-        result.name, result.type = f"watched.{len(names)}", value.type
+        result.name, result.type = f"watched.{len(watched)}", value.type
         model.graph.outputs.append(result)
-        names.append(value.name or "")
+        watched.append(value.name or "")
     lower(model)
     session = session_of(model, graph.parent)
     for picture in pictures:
         pixels = images.preprocess(images.load(picture), info, dtype.numpy().name)[None]
-        found = dict(zip(names, session.run([f"watched.{n}" for n in range(len(names))], {"pixels": pixels})))
+        found = dict(zip(watched, session.run([f"watched.{n}" for n in range(len(watched))], {"pixels": pixels})))
         for name, value in found.items():
             if not np.isfinite(value).all():
                 raise EdgecompError(f"{name} of {graph.name} is infinite or no number on {picture}: leave the picture out, or compile in fp32")

@@ -67,19 +67,22 @@ def chosen(weights: Sequence[Weight], precision: str | None, block: int, unquant
         activations: the vision graph's products are of whole numbers.
 
     Raises:
-        UnknownNameError, EdgecompError: see `check`; a pattern that no weight has, a weight whose rows the block does not divide, nothing is left.
+        UnknownNameError, EdgecompError: see `check`; a pattern that no weight has, patterns that leave none of the decoder's weights or of the vision
+            graph's that were to be quantized, a weight whose rows the block does not divide.
     """
     if precision:
         check(precision, block)
-    table = {**(BITS[precision] if precision else {}), **(ACTIVATIONS if activations else {})}
-    ruled = {weight.name: bits for weight in weights if (bits := table.get(weight.place)) is not None}
+    asked = {"--weights": BITS[precision] if precision else {}, "--activations": ACTIVATIONS if activations else {}}
+    ruled = {weight.name: bits for weight in weights for table in asked.values() if (bits := table.get(weight.place)) is not None}
     for pattern in unquantized:
         if not any(fnmatchcase(name, pattern) for name in ruled):
             raise EdgecompError(f"--unquantized {pattern!r} is the name of none of the {len(ruled)} weights that {precision or 'int8'} is for, such "
                                 f"as {', '.join([*ruled][:2])}")
     found = {name: bits for name, bits in ruled.items() if not any(fnmatchcase(name, pattern) for pattern in unquantized)}
-    if not found:
-        raise EdgecompError(f"none of the {len(ruled)} weights is left to be quantized: leave out one --unquantized")
+    for option, table in asked.items():
+        its = [weight.name for weight in weights if table.get(weight.place) is not None]
+        if table and found.keys().isdisjoint(its):
+            raise EdgecompError(f"--unquantized leaves none of the {len(its)} weights that {option} is for: leave out {option}, or one --unquantized")
     for weight in weights:
         if weight.name in found and weight.place != "vision" and weight.shape[1] % block:
             fitting = [size for size in BLOCKS if weight.shape[1] % size == 0]

@@ -9,11 +9,11 @@ from edgecomp.report.axes import Axis
 from edgecomp.report.devices import FORMS
 from edgecomp.report.formats import percent
 from edgecomp.report.marks import Mark
+from edgecomp.report.phases import PEAK, PHASES
 from edgecomp.report.tables import Body, Cell, Column, Row, Table
 
 Pair = dict[str, Any]  # one entry of result["compared"]
-PHASES = {"vision_ms": "vision", "prefill_ms": "prefill", "per_token_ms": "each further token", "peak_bytes": "peak memory"}
-AS = {"vision_ms": "vision_ms", "prefill_ms": "prefill_ms", "per_token_ms": "tpot_ms", "peak_bytes": "memory_bytes"}  # how a phase is written
+COMPARED = {phase.measured: phase for phase in (*PHASES.values(), PEAK)}
 SIZES = {"wide": 880, "narrow": 360}
 ROW, GAP = 15, 24  # pixels of a line, and of a phase's title
 RATIOS = (0.1, 0.2, 0.5, 0.8, 1, 1.25, 2, 5, 10)  # ticks
@@ -30,13 +30,13 @@ def within(pair: Pair) -> bool:
 
 def by_phase(result: dict[str, Any]) -> dict[str, list[Pair]]:
     """Phases that were compared -> their pairs."""
-    found = {phase: [pair for pair in result.get("compared") or [] if pair["phase"] == phase and pair["measured"]] for phase in PHASES}
+    found = {phase: [pair for pair in result.get("compared") or [] if pair["phase"] == phase] for phase in COMPARED}
     return {phase: pairs for phase, pairs in found.items() if pairs}
 
 
 def error_table(pairs: dict[str, list[Pair]]) -> Table:
     """The errors of each phase over all plans."""
-    rows = [Row(PHASES[phase], [Cell(percent(median(abs(error(pair)) for pair in those)).lstrip("+")),
+    rows = [Row(COMPARED[phase].title, [Cell(percent(median(abs(error(pair)) for pair in those)).lstrip("+")),
                                 Cell(percent(max((error(pair) for pair in those), key=abs))),
                                 Cell(f"{sum(map(within, those))} of {len(those)}")]) for phase, those in pairs.items()]
     columns = [Column("median error", "error"), Column("largest error", "error"), Column("within its interval", "error")]
@@ -47,13 +47,13 @@ def compared_table(pairs: dict[str, list[Pair]]) -> Table:
     """Every plan and phase: the one table in which predicted stands beside measured."""
     bodies = []
     for phase, those in pairs.items():
-        form, of_ends = FORMS[AS[phase]]
+        form, of_ends = FORMS[COMPARED[phase].predicted]
         rows = []
         for pair in those:
             guess = pair["predicted"]
             rows.append(Row(pair["plan"], [Cell(form(guess["value"]), of_ends([guess["low"], guess["high"]])), Cell(form(pair["measured"])),
                                            Cell(percent(error(pair))), Cell("within" if within(pair) else "outside")]))
-        bodies.append(Body(rows, PHASES[phase]))
+        bodies.append(Body(rows, COMPARED[phase].title))
     columns = [Column("predicted", "predicted"), Column("measured", "measured"), Column("error", "error"), Column("its interval")]
     return Table("compared", "Predicted beside measured on this machine, with the 90 % interval.", "plan", columns, bodies, "phase")
 
@@ -76,6 +76,6 @@ def ratio_chart(pairs: dict[str, list[Pair]], marks: Sequence[Mark], width: int)
             y += ROW
             share = {end: x.at(pair["predicted"][end] / pair["measured"]) for end in ("value", "low", "high")}
             lines.append({"name": names[pair["plan"]].name, "y": y, **share, "within": within(pair), "error": percent(error(pair))})
-        drawn.append({"title": PHASES[phase], "y": top, "lines": lines})
+        drawn.append({"title": COMPARED[phase].title, "y": top, "lines": lines})
     return {"width": width, "height": y + 48, "left": left, "right": width - 66, "bottom": y + 10, "strips": drawn, "same": x.at(1),
             "across": [(x.at(t), f"{t:g}") for t in RATIOS if x.low <= t <= x.high]}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgecomp.report import compared, devices, joint, roofline, tables, words
-from edgecomp.report.marks import Mark, Plan, Verdict, group, leaders, missing, verdict
+from edgecomp.report.marks import Mark, Plan, Verdict, group, leaders, losers, missing, verdict
 from edgecomp.report.tables import Table
 
 
@@ -44,7 +44,8 @@ class Contents:
         focus = list(dict.fromkeys(mark for mark in (found.full, found.pick or next((m for m in few if m is not found.full), None)) if mark))
         roofed = [mark for mark in focus if mark.bits == focus[0].bits]
         those, pairs = devices.targets(result) if focus else [], compared.by_phase(result)
-        made = [tables.accuracy_table(plans, marks, budgets, tokens), tables.task_table(plans), tables.latency_table(marks),
+        worse = losers(plans)
+        made = [tables.accuracy_table(marks, budgets, tokens, worse), tables.task_table(plans), tables.latency_table(marks),
                 tables.memory_table(marks), tables.count_table(marks)]
         if bundles[1:]:
             made += [joint.joint_table(marks, found.pick), joint.bundle_table(bundles)]
@@ -55,5 +56,5 @@ class Contents:
                      roofline.roofline_table(those, roofed), devices.profile_table(those)]
         made += [compared.error_table(pairs), compared.compared_table(pairs)] * bool(pairs)
         return Contents(words.title(bundles, budgets), plans, marks, budgets, found, few, focus, roofed, those, pairs, missing(plans, budgets),
-                        words.warnings(plans), words.verdict_text(found, tokens), devices.summary(those, focus[-1]) if those else "",
+                        words.warnings(plans, worse), words.verdict_text(found, tokens), devices.summary(those, focus[-1]) if those else "",
                         devices.fit_reasons(those, marks), {table.id: table for table in made})

@@ -15,6 +15,7 @@ from edgecomp.evaluate import normal
 from edgecomp.report import bars, compared, device_chart, devices, formats, roofline, tables, tradeoff, words
 from edgecomp.report.contents import Contents
 from edgecomp.report.marks import looks
+from edgecomp.report.phases import PHASES
 
 ROOF_SHAPES = {"vision": "s0", "prefill": "s1", "decode": "s2"}
 
@@ -59,6 +60,6 @@ def _devices(found: Contents) -> dict[str, Any]:
         "device_bars": [(device, bars.predicted_first(device, shown), bars.predicted_each(device, shown)) for device in those
                         if (shown := [mark for mark in few if device.plan(mark)])],
         "roofs": roofline.rooflines(those, found.roofed),
-        "phase_names": {phase: title for phase, (_, title) in roofline.PHASES.items()}, "phase_shapes": ROOF_SHAPES,
+        "phase_names": {phase: named.title for phase, named in PHASES.items()}, "phase_shapes": ROOF_SHAPES,
         "ratio_charts": {name: compared.ratio_chart(found.pairs, few, width) for name, width in compared.SIZES.items()},
         "here_calibrated": next((device.facts["calibrated"] for device in those if device.facts["here"]), None)}

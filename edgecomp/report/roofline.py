@@ -13,9 +13,9 @@ from edgecomp.report.axes import Axis, log_ticks
 from edgecomp.report.devices import Target
 from edgecomp.report.formats import find, metric, number, span
 from edgecomp.report.marks import Mark
+from edgecomp.report.phases import PHASES
 from edgecomp.report.tables import Body, Cell, Column, Row, Table
 
-PHASES = {"vision": ("vision_ms", "vision"), "prefill": ("prefill_ms", "prefill"), "decode": ("tpot_ms", "each further token")}
 WIDTH, HEIGHT = 390, 270
 
 
@@ -38,8 +38,8 @@ class Spot:
 def spots(device: Target, marks: Sequence[Mark]) -> list[Spot]:
     found = []
     for mark in marks:
-        for phase, (name, _) in PHASES.items():
-            asked, took = find(device.plan(mark), "work", phase), device.plan(mark).get(name)
+        for phase, named in PHASES.items():
+            asked, took = find(device.plan(mark), "work", phase), device.plan(mark).get(named.predicted)
             if asked and took and asked["flops"] and asked["bytes"]:
                 rates = [1000 * asked["flops"] / took[end] for end in ("value", "high", "low")]
                 found.append(Spot(phase, mark, asked["flops"], asked["bytes"], *rates))
@@ -81,7 +81,7 @@ def rooflines(devices: Sequence[Target], marks: Sequence[Mark]) -> list[dict[str
 
 def roofline_table(devices: Sequence[Target], marks: Sequence[Mark]) -> Table:
     """What is behind the rooflines."""
-    bodies = [Body([Row(f"{PHASES[s.phase][1]}, {s.mark.name}",
+    bodies = [Body([Row(f"{PHASES[s.phase].title}, {s.mark.name}",
                         [Cell(metric(s.flops)), Cell(f"{metric(s.bytes)}B"), Cell(number(s.intensity)),
                          Cell(metric(s.rate), span([s.low, s.high], metric)), Cell(f"{number(100 * s.rate / roof(device, s.intensity), 2)} %")])
                     for s in spots(device, marks)], device.name) for device in devices]

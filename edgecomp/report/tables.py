@@ -4,12 +4,12 @@ A column has one kind of number, so nothing measured can stand below something p
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgecomp.report.formats import DASH, find, ms, ms_span, number, points, size, span
-from edgecomp.report.marks import BASELINES, TIE, Mark, Plan, in_bits, losers
+from edgecomp.report.marks import BASELINES, TIE, Mark, Plan, in_bits
 
 LOSES = "\u25bc"
 PHASES = {"preprocess_ms": "preprocess", "vision_ms": "vision", "prefill_ms": "prefill"}
@@ -65,9 +65,11 @@ class Table:
         return frozenset(column.kind for column in self.columns if column.kind)
 
 
-def accuracy_table(plans: Sequence[Plan], marks: Sequence[Mark], budgets: Sequence[int], tokens: int) -> Table:
-    """Lines x budgets, the baselines last, then the full model; each cell is its mark, what that loses to, and whether it is its column's best."""
-    worse = losers(plans)
+def accuracy_table(marks: Sequence[Mark], budgets: Sequence[int], tokens: int, worse: Mapping[str, Mapping[str, float]]) -> Table:
+    """Lines x budgets, the baselines last, then the full model; each cell is its mark, what that loses to, and whether it is its column's best.
+
+    worse: see `marks.losers`.
+    """
     best = {at: max((m.mean("accuracy", "all") or 0 for m in marks if m.budget == at), default=0) for at in budgets}
     those = [m for m in marks if m.method != "none"]
     variants = list(dict.fromkeys(m.variant for m in those))
@@ -86,7 +88,7 @@ def accuracy_table(plans: Sequence[Plan], marks: Sequence[Mark], budgets: Sequen
     return Table("accuracy", caption, "method", columns, [body for body in bodies if body.rows])
 
 
-def _accuracy(mark: Mark, at: int, worse: dict[str, dict[str, float]], best: float) -> Cell:
+def _accuracy(mark: Mark, at: int, worse: Mapping[str, Mapping[str, float]], best: float) -> Cell:
     rate, rates = mark.mean("accuracy", "all"), mark.values("accuracy", "all")
     flags = tuple(dict.fromkeys(name.partition(" ")[0] for plan in mark.plans for name in worse.get(plan["name"], {})))  # wherever it stands
     below, budget = span(rates, points) if len(rates) > 1 else "", f"at {mark.keep}" if mark.keep != at else ""

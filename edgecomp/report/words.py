@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgecomp.report.formats import MULTIPLIED, ms, ms_span, number, points, size, size_span, span
-from edgecomp.report.marks import BASELINES, SAME, SLACK, Mark, Plan, Verdict, in_bits, losers
+from edgecomp.report.marks import BASELINES, SAME, SLACK, Mark, Plan, Verdict, in_bits
 from edgecomp.report.tables import TIMES
 
 
@@ -66,9 +66,9 @@ def _of_several_bits(verdict: Verdict, pick: Mark, full: Mark) -> list[str]:
     return said
 
 
-def warnings(plans: Sequence[Plan]) -> dict[str, str]:
-    """By plan that loses to a baseline: to which, and by how much."""
-    found, worse = {}, losers(plans)
+def warnings(plans: Sequence[Plan], worse: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """By plan that loses to a baseline: to which, and by how much. worse: see `marks.losers`."""
+    found = {}
     for plan in plans:
         if worse.get(plan["name"]):
             rate, asked = plan["accuracy"]["all"], plan["accuracy"]["questions"]

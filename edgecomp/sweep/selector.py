@@ -67,6 +67,10 @@ def nodes(bundle: Bundle, plan: str, image: str, prompt: str, repeats: int, thre
 def selector_ms(mine: Nodes, twin: Nodes) -> float | None:
     """What a plan's own nodes take; None where the twin's whole is another."""
     more = {kind: mine.get(kind, (0, 0))[0] - twin.get(kind, (0, 0))[0] for kind in mine.keys() | twin.keys()}
-    if any(count for kind, count in more.items() if kind[0] in ATTENTION):
+    attending: dict[tuple[str, ...], float] = defaultdict(float)
+    for kind, count in more.items():
+        if kind[0] in ATTENTION:  # a decoder's takes queries, keys and values in one, but where a method reads them, too
+            attending[kind[0], "" if kind[0] == "GroupQueryAttention" else kind[1], kind[2]] += count
+    if any(attending.values()):
         return None
     return float(np.sum([count * (mine.get(kind) or twin[kind])[1] for kind, count in more.items() if count]))

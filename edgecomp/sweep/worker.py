@@ -67,7 +67,7 @@ class SharedVision:
         name = hashlib.sha256(feeds["pixels"].tobytes()).hexdigest()
         found = self._seen.get(name)
         if found is None:
-            found = self._of[1].run(feeds)
+            found = {key: array.copy() for key, array in self._of[1].run(feeds).items()}
             self.runs += 1
             size = sum(array.nbytes for array in found.values())
             if self._held + size <= self._most:

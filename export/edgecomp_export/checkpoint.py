@@ -111,6 +111,17 @@ def prequantized(folder: Path) -> Prequantized | None:
     return Prequantized(folder, settings)
 
 
+def stored_in(model: str) -> str | None:
+    """What GPTQ or AWQ quantised the weights of a checkpoint to, such as 'int4'; None where they are plain. Reads no weight.
+
+    Raises what `find`, `config` and `prequantized` do.
+    """
+    folder = find(model)
+    config(folder)
+    stored = prequantized(folder)
+    return stored.precision if stored else None
+
+
 def family_at(folder: Path, geometry: Geometry) -> Family:
     """The family of a checkpoint with its facts, before any weight is read. Raises what `config` and `processor_settings` do."""
     found = config(folder)

@@ -204,7 +204,8 @@ def _decoder(bundle: Bundle, rows: Rows, prompt: int, hugging: Captured, logits:
         for start, end in ((0, prompt), (prompt, count)):  # the second run reads the first one's cache
             wanted = np.arange(prompt - 1, prompt) if start == 0 else np.arange(end - start)
             feeds = rows.feeds(start, end, start, wanted, 0 if rows.deepstack is None else len(rows.deepstack))
-            feeds |= {"last_row": np.array([end - 1], np.int32), "total_rows": np.array(end, np.int32), "embeddings": states[layer][:, start:end]}
+            feeds |= {"last_row": np.array([end - 1], np.int32), "total_rows": np.array(end, np.int32),
+                      "row_numbers": np.arange(end - start)[None], "embeddings": states[layer][:, start:end]}
             found.append(piece.run(feeds)[name][0])
         mine = np.concatenate(found)
         if last:

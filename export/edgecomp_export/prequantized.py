@@ -148,9 +148,14 @@ class Prequantized:
             bits[name] = found.bits
         return bits
 
+    @property
+    def precision(self) -> str:
+        """'int4' or 'int8': of several the fewest bits."""
+        return f"int{min(bits for _, _, bits, _ in self._shapes.values())}"
+
     def info(self, bits: Mapping[str, int]) -> QuantizedInfo:
         """The manifest's entry."""
-        return QuantizedInfo(f"int{min(bits.values())}", self.block, dict(bits))
+        return QuantizedInfo(self.precision, self.block, dict(bits))
 
     def _shape(self, name: str) -> tuple[int, int, int, int]:
         """Rows, width, bits and groups of a weight, from its tensors' shapes."""

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from edgecomp import methods
 from edgecomp.budget import Reduction, Tokens, places_of
-from edgecomp.dialects.quantized import ACCURACY_LEVEL, IN_INT8
 from edgecomp.evaluate import MOST_TOKENS
 from edgecomp.methods.base import Averaging, Merging
 from edgecomp_export.dequantized import contents, impose
@@ -34,7 +33,7 @@ ROUNDED_INPUTS = 4e-1
 
 def tolerance(manifest: Manifest) -> float:
     """The largest difference of logits that a bundle may have from its Hugging Face model, with the bundle's weights."""
-    return ROUNDED_INPUTS if manifest.quantized and ACCURACY_LEVEL == IN_INT8 else TOLERANCE[manifest.precision]
+    return ROUNDED_INPUTS if manifest.quantized else TOLERANCE[manifest.precision]
 
 
 @dataclass(frozen=True)

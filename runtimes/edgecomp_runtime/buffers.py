@@ -38,14 +38,14 @@ class Memory(Protocol):
         staged: the host reads and writes them.
         """
 
-    def write(self, region: Region, array: NDArray[Any]) -> None:
-        """Copies an array of the region's shape and type into it."""
-
-    def read(self, region: Region) -> NDArray[Any]:
-        """A copy of what is there."""
-
     def on_host(self, region: Region) -> int:
-        """Where what was written to a region lies for the host itself."""
+        """Where the host itself reads and writes what a region holds; of staged ones alone."""
+
+    def send(self, region: Region) -> None:
+        """Gives graphs what the host wrote."""
+
+    def fetch(self, region: Region) -> None:
+        """Gives the host what graphs wrote, once they have."""
 
     def store(self, rows: Region, cache: Region, at: int) -> None:
         """Copies new rows [n, heads, rows, width] into a cache [n, heads, capacity, width] from row `at` on."""
@@ -62,24 +62,24 @@ class HostMemory:
         self._held.append(pages)
         return ctypes.addressof(ctypes.c_char.from_buffer(pages))
 
-    def view(self, region: Region) -> NDArray[Any]:
-        """The bytes themselves, as an array."""
-        there = memoryview((ctypes.c_char * region.nbytes).from_address(region.address))
-        found: NDArray[Any] = np.frombuffer(there, region.dtype).reshape(region.shape)
-        return found
-
-    def write(self, region: Region, array: NDArray[Any]) -> None:
-        self.view(region)[...] = array
-
-    def read(self, region: Region) -> NDArray[Any]:
-        found: NDArray[Any] = self.view(region).copy()
-        return found
-
     def on_host(self, region: Region) -> int:
         return region.address
 
+    def send(self, region: Region) -> None:
+        pass  # they read the same bytes
+
+    def fetch(self, region: Region) -> None:
+        pass
+
     def store(self, rows: Region, cache: Region, at: int) -> None:
-        self.view(cache)[:, :, at:at + rows.shape[2]] = self.view(rows)
+        view(cache, cache.address)[:, :, at:at + rows.shape[2]] = view(rows, rows.address)
+
+
+def view(region: Region, address: int) -> NDArray[Any]:
+    """The bytes at an address, as an array of a region's shape and type."""
+    there = memoryview((ctypes.c_char * region.nbytes).from_address(address))
+    found: NDArray[Any] = np.frombuffer(there, region.dtype).reshape(region.shape)
+    return found
 
 
 def is_state(role: str) -> bool:
@@ -174,38 +174,44 @@ class Bound:
         self._buffers = Buffers(graph, most, memory)
         self._fed = [t for t in graph.inputs if not is_state(t.role)]
         self._state, self._bound = state, dict[str, Region]()
-        self._sizes: dict[str, int] | None = None  # of the symbols in its shapes, as it is bound
+        self._views: dict[str, NDArray[Any]] = {}  # of what is bound, for the host
+        self._shapes: list[tuple[int, ...]] = []  # of what was fed last
         for tensor in (*graph.inputs, *graph.outputs):
             if is_state(tensor.role):
                 engine.bind(tensor.name, state[tensor.name.replace("_out", "")])
         self._made = [t for t in graph.outputs if not is_state(t.role)]
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Runs the graph on arrays by role and layer; more than it takes may be given. Returns what it makes; the cache is updated in place."""
-        sizes: dict[str, int] = {}
-        for tensor in self._fed:
-            sizes |= {symbol: size for symbol, size in zip(tensor.shape, feeds[tensor.key].shape) if isinstance(symbol, str)}
-        if sizes != self._sizes:
-            self._place(sizes)
-        for tensor in self._fed:
-            self._memory.write(self._bound[tensor.name], feeds[tensor.key])
+        """Runs the graph on arrays by role and layer; more than it takes may be given. Returns what it makes; the cache is updated in place.
+
+        What is returned is looked at where it lies, and stays so until the next run: copy what is to be kept.
+        """
+        given = [feeds[tensor.key] for tensor in self._fed]
+        shapes = [array.shape for array in given]
+        if shapes != self._shapes:
+            self._place(shapes)
+        for tensor, array in zip(self._fed, given):
+            self._views[tensor.name][...] = array
+            self._memory.send(self._bound[tensor.name])
         self._engine.execute()
         found = {}
         for tensor in self._made:
             if tensor.role == STORED:
                 self._store(tensor, self._bound[tensor.name], int(feeds.get(f"length.{tensor.layer}", feeds["length"])[0]))
             elif tensor.role not in ("new_key", "new_value"):  # of neutral graphs, which have no cache of their own
-                found[tensor.key] = self._memory.read(self._bound[tensor.name])
+                self._memory.fetch(self._bound[tensor.name])
+                found[tensor.key] = self._views[tensor.name]
         return found
 
-    def _place(self, sizes: dict[str, int]) -> None:
+    def _place(self, shapes: list[tuple[int, ...]]) -> None:
         """Binds what lies elsewhere, or has another shape, than the last time."""
+        sizes = {symbol: size for tensor, shape in zip(self._fed, shapes) for symbol, size in zip(tensor.shape, shape) if isinstance(symbol, str)}
         for tensor in (*self._fed, *self._made):
             region = self._buffers.region(tensor, sizes)
             if self._bound.get(tensor.name) != region:
                 self._engine.bind(tensor.name, region)
-                self._bound[tensor.name] = region
-        self._sizes = sizes
+                self._bound[tensor.name], self._views[tensor.name] = region, view(region, self._memory.on_host(region))
+        self._shapes = shapes
 
     def _store(self, tensor: TensorInfo, rows: Region, at: int) -> None:
         first = self._state[f"cache_key.{tensor.layer}"]

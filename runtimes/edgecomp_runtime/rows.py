@@ -68,13 +68,13 @@ class Rows:
 
 def embedded(table: NDArray[Any], scale: float, ids: Sequence[int]) -> NDArray[Any]:
     """The embeddings [n, D] of token ids, multiplied in the table's own precision, as Gemma's embedding module does."""
-    found = np.asarray(table[list(ids)])
+    found = table[list(ids)]
     return found if scale == 1 else found * np.asarray(scale, found.dtype)
 
 
 def following(ids: Sequence[int], embeddings: NDArray[Any], position: int, axes: int) -> Rows:
     """Rows of text at a position and after."""
-    places = np.tile(np.arange(position, position + len(ids)), (axes, 1))
+    places = np.arange(position, position + len(ids))[None].repeat(axes, 0)
     none = np.zeros(len(ids), np.int64)
     return Rows(list(ids), embeddings, places, none, none, None, position + len(ids))
 

@@ -66,7 +66,8 @@ class Session:
         if files["decode"][0] != files["prefill"][0]:
             self._row_decoder = self._backend.load(*files["decode"], most, self._state, here)
         self._vision = self._backend.load(*files["vision"], {"images": 1}, {}, here)
-        if isinstance(here, HostMemory):  # the weights are in it, and what was read, packed and let go
+        self._on_host = isinstance(here, HostMemory)
+        if self._on_host:  # the weights are in it, and what was read, packed and let go
             threading.Thread(target=memory.settle, daemon=True).start()  # takes tenths of a second
         self._places = [t for t in graphs["prefill"].inputs if t.role == "places"]
         self._pixel_type = next(t.dtype for t in graphs["vision"].inputs if t.role == "pixels")
@@ -126,11 +127,11 @@ class Session:
         statistics = self._running = Statistics()
         rows = self._rows(ids, pixels, statistics)
         length = self._reusable(rows)
-        found = self._step(rows.since(length), length, statistics)
+        found = [self._step(rows.since(length), length, statistics).copy()]
         if answer:
             more = following(answer, self._embed(answer), rows.next_position, len(rows.positions))
-            found = np.concatenate([found, self._step(more, len(self._cached), statistics, len(answer))])
-        return found
+            found.append(self._step(more, len(self._cached), statistics, len(answer)))
+        return np.concatenate(found)
 
     def visual_tokens(self, image: Picture) -> VisualTokens:
         """A picture's visual tokens [K, D] and the raster places [K] they take, as the decoder gets them."""
@@ -240,7 +241,7 @@ class Session:
         found, names = {}, [_name(picture) for picture in pixels]
         for name, picture in zip(names, pixels):
             if name not in found and name not in self._visual:
-                out = self._vision.run({"pixels": picture[None]})
+                out = {key: array.copy() for key, array in self._vision.run({"pixels": picture[None]}).items()}
                 kept = out["kept"][0] if "kept" in out else np.arange(self.plan.visual_tokens)
                 deepstack = np.stack([out[key][0] for key in self._stacked]) if self._stacked else None
                 self._visual[name] = VisualTokens(name, out["visual_tokens"][0], kept, deepstack)
@@ -262,7 +263,7 @@ class Session:
         return same
 
     def _step(self, rows: Rows, length: int, statistics: Statistics, logit_rows: int = 1) -> NDArray[Any]:
-        """Runs new rows behind the first `length` of the cache; returns the logits [logit_rows, vocabulary] of the last ones."""
+        """Runs new rows behind the first `length` of the cache; returns the logits [logit_rows, vocabulary] of the last ones, until the next step."""
         if self._running is not statistics:
             raise InputError("a newer call of this session's generate took over; one session answers one call at a time")
         if length < len(self._cached):
@@ -275,15 +276,17 @@ class Session:
             lengths = [len(self._cached), *self._cuts.lengths(len(self._cached), self._pictures)]
             moved = [int(self._saved[layer][:self._pictures].sum()) for layer in self._cuts.layers]
             cut, behind = self._cuts.feeds(rows.runs[start:end], lengths[1:], moved)
-            wanted = np.arange(max(first, start), max(first, end)) - start - (end - start - behind[-1])  # among the last layer's rows
+            gone = end - behind[-1]  # of the rows up to here, those that the last layer does not compute now
+            wanted = np.arange(max(first, start) - gone, max(first, end) - gone)
             pictures = bool(rows.runs[start:end].any())
             runs = self._row_decoder if self._row_decoder and end - start == 1 and not pictures else self._decoder
             asked = np.zeros(1, np.int64) if self._row_decoder and not len(wanted) else wanted  # engines give one row's at least
             out = runs.run({**rows.feeds(start, end, lengths[0], asked, len(self._stacked)), **cut, **self._cache_ends(lengths, behind),
                             **self._looked_at(lengths, behind)})
-            found.append(out["logits"][0][:len(wanted)])
+            logits = out["logits"][0][:len(wanted)]
+            found.append(logits if end == count else logits.copy())
             if pictures:
-                self._survived = {layer: out[f"kept.{layer}"] for layer in self._cuts.layers}
+                self._survived = {layer: out[f"kept.{layer}"].copy() for layer in self._cuts.layers}
                 if self._cuts.compact == "graph":
                     self._saved = {layer: np.append(saved[:self._pictures], out[f"saved.{layer}"]) for layer, saved in self._saved.items()}
                 self._pictures += int(np.count_nonzero(rows.runs[start:end])) // self._layout.rows
@@ -304,13 +307,13 @@ class Session:
         return end
 
     def _cache_ends(self, lengths: Sequence[int], behind: Sequence[int]) -> dict[str, NDArray[Any]]:
-        """Where the new rows end in each cache, and for how many in all attention is planned: for one new row all that the cache has
+        """Where the new rows end in each cache, and for how many in all attention is planned: on a GPU for one new row all that the cache has
         room for, so that the work is the same from one token to the next and a CUDA graph of it can be run again."""
         found: dict[str, NDArray[Any]] = {}
         for layer, length, rows in zip(("", *(f".{layer}" for layer in self._cuts.layers)), lengths, behind):
             end, capacity = length + rows, self.plan.cache_rows[int(layer[1:] or 0)]
             found["last_row" + layer], found["row_numbers" + layer] = np.array([end - 1], np.int32), np.arange(rows)[None]
-            found["total_rows" + layer] = np.array(capacity if rows == 1 else end, np.int32)
+            found["total_rows" + layer] = np.array(capacity if rows == 1 and not self._on_host else end, np.int32)
         return found
 
     def _looked_at(self, lengths: Sequence[int], behind: Sequence[int]) -> dict[str, NDArray[np.int64]]:

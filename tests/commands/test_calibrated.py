@@ -94,6 +94,10 @@ PREFIX = "model.vision_tower.encoder.layers.0.self_attn."
      "unknown choice of calibration pictures 'rando'; did you mean 'random'? (known: cover, random)", 1),
     (["--activations", "int8", "--calibration", "{pictures}", "--unquantized", "lm_head.*"],
      f"--unquantized 'lm_head.*' is the name of none of the 8 weights that int8 is for, such as {PREFIX}q_proj.weight, {PREFIX}k_proj.weight", 1),
+    (["--weights", "int8", "--activations", "int8", "--calibration", "{pictures}", "--unquantized", "model.language_model.*", "--unquantized",
+      "lm_head.*"], "--unquantized leaves none of the 15 weights that --weights is for: leave out --weights, or one --unquantized", 1),
+    (["--weights", "int8", "--activations", "int8", "--calibration", "{pictures}", "--unquantized", "model.vision_tower.*", "--unquantized",
+      "*projector*"], "--unquantized leaves none of the 8 weights that --activations is for: leave out --activations, or one --unquantized", 1),
     (["--activations", "int8", "--calibration", "{tmp}/away"], "{tmp}/away: no such folder of pictures to calibrate on", 1),
     (["--activations", "int8", "--calibration", "{tmp}/empty"], "{tmp}/empty has no pictures to calibrate on (.jpg, .jpeg, .png, .webp, .bmp, .gif, "
      ".tif, .tiff): give some of what the model will see", 1),

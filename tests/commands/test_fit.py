@@ -319,15 +319,34 @@ def test_several_pictures_are_whole_ones(config, sweep):
     assert "are no whole pictures" in refused(config, "--sweep", sweep, "--max-ttft", "1s", "--visual-tokens", N + 1)
 
 
+def without_int8(*args: Any, weights: str) -> Prediction:
+    """A device that int8 cannot be predicted for."""
+    if weights == "int8":
+        raise EdgecompError("nobody measured it")
+    return predict(*args, weights=weights)
+
+
+def test_a_sweep_in_a_precision_that_cannot_be_predicted(config, sweep, tmp_path, monkeypatch):
+    """What else was measured is ranked as without it; where nothing else was, an accuracy cannot be asked for, and the reason is said."""
+    asking = (config, "--sweep", sweep, "--min-accuracy", "50%")
+    before = asked(*asking)
+    monkeypatch.setattr("edgecomp.fit.plans.predict", without_int8)
+    folder = write(tmp_path / "int8", rows(), weights="int8")
+    for found in (asked(*asking), asked(*asking, "--sweep", folder)):
+        assert found["meets"] == before["meets"] and found["refused"] == {"int8": "nobody measured it"}
+        assert {plan["precision"] for plan in found["not_measured"]} == {"int4"}
+    code, said = run(config, "--sweep", folder, "--max-ttft", "60s")
+    assert code == 0 and "Cannot be predicted:\n  int8: nobody measured it" in said and "accuracy" not in said.partition("\n\n")[2]
+    assert refused(config, "--sweep", folder, "--min-accuracy", "50%") == (
+        "edgecomp: --min-accuracy 50%: none of the plans was measured in fp16, but in int8, which cannot be predicted (nobody measured it): sweep "
+        "the model in fp16, or leave the limit out")
+
+
 def test_a_precision_that_cannot_be_predicted_is_named_with_the_reason(config, monkeypatch):
-    def fails(*args: Any, weights: str) -> Prediction:
-        if weights == "int8":
-            raise EdgecompError("nobody measured it")
-        return predict(*args, weights=weights)
-    monkeypatch.setattr("edgecomp.fit.plans.predict", fails)
+    monkeypatch.setattr("edgecomp.fit.plans.predict", without_int8)
     code, said = run(config, "--max-ttft", "60s", "--visual-tokens", N)
     assert code == 0 and "Cannot be predicted:\n  int8: nobody measured it" in said and "int4" in said
-    monkeypatch.setattr("edgecomp.fit.plans.predict", lambda *args, weights: fails(*args, weights="int8"))
+    monkeypatch.setattr("edgecomp.fit.plans.predict", lambda *args, weights: without_int8(*args, weights="int8"))
     assert refused(config, "--max-ttft", "60s", "--visual-tokens", N) == "edgecomp: nobody measured it"
 
 

@@ -23,6 +23,7 @@ from edgecomp.commands import profile as command
 from edgecomp.compile import compile_model
 from edgecomp.compress import Recipe
 from edgecomp.measure import Spec, measure_here
+from edgecomp.predict import memory
 from edgecomp.quantize.apply import quantize
 from edgecomp.quantize.subset import Calibration
 from edgecomp_runtime.bundle import Bundle
@@ -155,6 +156,21 @@ def test_what_is_saved_corrects_the_next_predictions(result: dict[str, Any], dem
         assert moved * middle > 0 and abs(moved) < abs(middle)  # towards what was measured, and not all of the way for one model
         assert re.fullmatch(r"calibrated on my-machine, \d{4}-\d\d-\d\d, 6 rows", corrected["plans"]["full"][key]["constants"])
     assert corrected["calibrated"].endswith(", 18 rows")
+
+
+def test_memory_is_planned_once_a_plan(result: dict[str, Any], demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two GPUs and two CPUs, the same as of each alone."""
+    here = [devices.load(name) for name in ("jetson-orin-nano-8gb", "rtx-4090", "cpu-x86-8-cores", "cpu-arm-cortex-a76-4-cores")]
+    planned: list[str] = []
+    for real in (memory.memory_of, memory.activations_of):
+        monkeypatch.setattr(memory, real.__name__, lambda *given, real=real, **sizes: planned.append(real.__name__) or real(*given, **sizes))
+
+    def asked() -> list[beside.Asked]:
+        return [beside.asked(Bundle.open(demo), "full", "full", result["plans"][0]["latency"])]
+    plans = asked()
+    found = [beside.on_device(plans, device, False) for device in here]
+    assert sorted(planned) == ["activations_of", "memory_of"]
+    assert found == [beside.on_device(asked(), device, False) for device in here]
 
 
 def test_what_cannot_be_predicted_is_refused_in_its_place(result: dict[str, Any], demo: Path) -> None:

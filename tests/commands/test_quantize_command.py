@@ -41,6 +41,13 @@ def test_compile_quantizes_what_quantize_does(compiled: Path, tmp_path: Path) ->
     assert mine == theirs and mine.default_plan == "stride-9" and set(mine.plans) == {"full", "stride-9"}
 
 
+def test_compile_lowers_what_it_quantized_and_nothing_before(tiny: Path, tmp_path: Path) -> None:
+    said = run("compile", tiny, "-o", tmp_path / "out", "--method", "stride", "--keep", "9", "--weights", "int8").stderr.splitlines()
+    lowered = [line for line in said if line.startswith("lowering ")]
+    assert lowered == ["lowering full for onnxruntime", "lowering stride-9 for onnxruntime"]
+    assert said.index(lowered[0]) > next(n for n, line in enumerate(said) if line.startswith("quantizing "))
+
+
 def test_inspect_says_it(compiled: Path) -> None:
     assert "; 14 in int4 and 1 in int8, in blocks of 16\n" in run("inspect", compiled / "int4").stdout
     told = json.loads(run("inspect", compiled / "int4", "--json").stdout)["quantized"]
@@ -79,9 +86,14 @@ def test_a_quantized_bundle_is_refused(compiled: Path, tmp_path: Path, refused: 
         f"{compiled / 'int4'} has weights in int4 already: quantize the bundle that it was made from")
 
 
-@pytest.mark.parametrize("options", [["--block", "32"], ["--unquantized", "lm_head.*"]])
-def test_options_without_weights_are_refused(tiny: Path, tmp_path: Path, refused: Any, options: list[str]) -> None:
-    assert refused("compile", tiny, "-o", tmp_path / "out", *options, code=2) == "--block and --unquantized go with --weights"
+@pytest.mark.parametrize("command", ["compile", "quantize"])
+@pytest.mark.parametrize(("options", "message"), [
+    (["--block", "32"], "--block goes with --weights"),
+    (["--block", "32", "--activations", "int8", "--calibration", "."], "--block goes with --weights"),
+    (["--unquantized", "lm_head.*"], "--unquantized goes with --weights or --activations"),
+])
+def test_options_without_weights_are_refused(tmp_path: Path, refused: Any, command: str, options: list[str], message: str) -> None:
+    assert refused(command, tmp_path, "-o", tmp_path / "out", *options, code=2) == message
 
 
 def test_bits_that_there_are_not_are_refused_before_the_export(tmp_path: Path, refused: Any) -> None:

@@ -161,6 +161,14 @@ def test_a_calibrated_cpu(own: Path) -> None:
     assert predict(SHAPE, device, ASKED) == before
 
 
+def test_a_prediction_reads_its_calibration_once(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = devices.load("cpu-x86-8-cores")
+    calibrate(device, 2.0)
+    read: list[str] = []
+    monkeypatch.setattr(calibration, "load", lambda *asked, load=calibration.load: read.append(asked[0]) or load(*asked))
+    assert "calibrated" in predict(SHAPE, device, ASKED).ttft_ms.constants and read == ["cpu-x86-8-cores"]
+
+
 def test_a_calibrated_gpu_but_not_its_power_modes(own: Path) -> None:
     device = devices.load("jetson-orin-nano-8gb")
     before = predict(SHAPE, device, ASKED, weights="int4")

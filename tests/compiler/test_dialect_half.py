@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,6 +24,7 @@ from edgecomp_runtime import Bundle, Session
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "export"))
 import tiny
+import tiny_qwen
 
 CLOSE = 1e-2  # of the largest logit: ONNX's evaluator rounds to fp16 wherever it can
 
@@ -36,6 +39,17 @@ def test_a_layer_is_four_products_and_an_attention_that_turns_rows_itself(half: 
     kinds = [node.op_type for node in lowered.graph]
     layers = Bundle.open(half).manifest.decoder.layers
     assert not {"RotaryEmbedding", "Neg", "Slice"} & set(kinds) and kinds.count("GroupQueryAttention") == layers
+    for attention in (node for node in lowered.graph if node.op_type == "GroupQueryAttention"):
+        assert attention.attributes["do_rotary"].as_int() == 1 and attention.inputs[1:3] == (None, None)
+
+
+@pytest.mark.parametrize(("maker", "variant"), [(tiny, "gqa-tied"), (tiny_qwen, "qwen2.5-ragged")])
+def test_on_a_cpu_too_a_layers_attention_turns_rows_itself(compiled: Callable[..., tuple[Path, Path]], maker: Any, variant: str) -> None:
+    """In fp32, with biases and Qwen's three axes of positions in the second."""
+    lowered = load(compiled(maker, variant)[1] / "graphs/decoder.onnxruntime.onnx")
+    kinds = Counter(node.op_type for node in lowered.graph)
+    layers, biased = kinds["GroupQueryAttention"], maker is tiny_qwen
+    assert not kinds["RotaryEmbedding"] and kinds["Split"] == layers and kinds["Add"] == layers * biased, "gate and up are split, biases one each"
     for attention in (node for node in lowered.graph if node.op_type == "GroupQueryAttention"):
         assert attention.attributes["do_rotary"].as_int() == 1 and attention.inputs[1:3] == (None, None)
 
@@ -64,12 +78,11 @@ def test_the_decoder_computes_what_it_did(half: Path, rows: int, length: int) ->
     feeds = {"embeddings": random.normal(0, 1, (1, rows, info.hidden)).astype(np.float16), "length": np.array([length]),
              "positions": np.sort(random.choice(90, (1, rows), replace=False)) + length, "logit_rows": np.array([0, rows - 1]), **state}
     before = reference(whole(half / "graphs/decoder.onnx"), feeds)
-    after = onnxruntime(half / "graphs/decoder.onnxruntime.onnx", {**feeds, "row_numbers": np.arange(rows)[None]})
+    after = onnxruntime(half / "graphs/decoder.onnxruntime.onnx", feeds)
     size = np.abs(before["logits"].astype(np.float32)).max()
     assert size > 1
     np.testing.assert_allclose(after["logits"].astype(np.float32), before["logits"].astype(np.float32), atol=CLOSE * size, rtol=0)
-    moved = onnxruntime(half / "graphs/decoder.onnxruntime.onnx",
-                        {**feeds, "positions": feeds["positions"] * 2 + 1, "row_numbers": np.arange(rows)[None]})
+    moved = onnxruntime(half / "graphs/decoder.onnxruntime.onnx", {**feeds, "positions": feeds["positions"] * 2 + 1})
     assert np.abs(moved["logits"] - after["logits"]).max() > 5 * CLOSE * size, "positions matter"
     for layer in range(info.layers):
         cache = after[f"cache_key_out.{layer}"]
@@ -135,7 +148,7 @@ def test_what_only_looks_like_a_rotation_stays(sine: str, halves: str, monkeypat
     assert rotary(sine, halves)[1] == 0
 
 
-def projections(folder: Path, dtype: type, gap: int = 0, other_input: bool = False) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+def projections(folder: Path, dtype: type, gap: int = 0, other_input: bool = False, biased: str = "") -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Three products over weights in a file, in front of attention: the graph before and after the pass."""
     random, width = np.random.default_rng(1), 16
     weights = [random.normal(0, 0.3, (rows, width)).astype(dtype) for rows in (32, 16, 16)]
@@ -161,9 +174,16 @@ def projections(folder: Path, dtype: type, gap: int = 0, other_input: bool = Fal
         stored.append(found)
     read = [x, x, z if other_input else x]
     made: list[ir.Node] = [ir.node("FusedMatMul", [of, w], {"transB": 1}, domain="com.microsoft") for of, w in zip(read, stored)]
-    made += [ir.node("RotaryEmbedding", [product.outputs[0], cos, sin], {"num_heads": heads}) for product, heads in zip(made[:2], (2, 1))]
-    made.append(ir.node("GroupQueryAttention", [made[3].outputs[0], made[4].outputs[0], made[2].outputs[0], *past, last, total],
-                        {"num_heads": 2, "kv_num_heads": 1, "scale": 0.25}, domain="com.microsoft", num_outputs=3))
+    given = [product.outputs[0] for product in made]
+    for at, weight in enumerate(weights):
+        if "qkv"[at] in biased:
+            bias = ir.tensor(random.normal(0, 1, len(weight)).astype(dtype), name=f"{'qkv'[at]}.bias")
+            stored.append(ir.Value(name=bias.name, type=ir.TensorType(kind), shape=bias.shape, const_value=bias))
+            made.append(ir.node("Add", [given[at], stored[-1]]))
+            given[at] = made[-1].outputs[0]
+    turned = [ir.node("RotaryEmbedding", [value, cos, sin], {"num_heads": heads}) for value, heads in zip(given, (2, 1))]
+    made += [*turned, ir.node("GroupQueryAttention", [*(node.outputs[0] for node in turned), given[2], *past, last, total],
+                              {"num_heads": 2, "kv_num_heads": 1, "scale": 0.25}, domain="com.microsoft", num_outputs=3)]
     for node in made:
         node.outputs[0].type = ir.TensorType(kind)
     for name, out in zip(("y", "key_out", "value_out"), made[-1].outputs):
@@ -188,8 +208,9 @@ def run(model: onnx.ModelProto, folder: Path, dtype: type) -> list[np.ndarray]:
     return session.run(None, {value.name: given[value.name] for value in session.get_inputs()})
 
 
-def test_three_products_are_one(tmp_path: Path) -> None:
-    before, after = projections(tmp_path, np.float16)
+@pytest.mark.parametrize("biased", ["", "qkv"])
+def test_three_products_are_one(tmp_path: Path, biased: str) -> None:
+    before, after = projections(tmp_path, np.float16, biased=biased)
     assert [n.op_type for n in before.graph.node].count("FusedMatMul") == 3
     assert [n.op_type for n in after.graph.node if n.domain] == ["FusedMatMul", "FusedMatMul", "FusedMatMul", "FusedMatMul", "GroupQueryAttention"]
     for old, new in zip(run(before, tmp_path, np.float16), run(after, tmp_path, np.float16)):
@@ -197,9 +218,10 @@ def test_three_products_are_one(tmp_path: Path) -> None:
         np.testing.assert_allclose(new, old, atol=4e-3)
 
 
-@pytest.mark.parametrize(("dtype", "gap", "other_input"), [(np.float32, 0, False), (np.float16, 4, False), (np.float16, 0, True)])
-def test_products_that_are_not_alike_stay(tmp_path: Path, dtype: type, gap: int, other_input: bool) -> None:
-    before, after = projections(tmp_path, dtype, gap, other_input)
+@pytest.mark.parametrize(("dtype", "gap", "other_input", "biased"), [
+    (np.float32, 0, False, ""), (np.float16, 4, False, ""), (np.float16, 0, True, ""), (np.float16, 0, False, "qv")])
+def test_products_that_are_not_alike_stay(tmp_path: Path, dtype: type, gap: int, other_input: bool, biased: str) -> None:
+    before, after = projections(tmp_path, dtype, gap, other_input, biased)
     assert after == before
 
 

@@ -100,9 +100,10 @@ def whole(path: Path) -> onnx.ModelProto:
 def onnxruntime(model: Path | bytes, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     if "length" in feeds:  # the dialect is told where the new rows end; and for one row, for how many at most its work is planned
-        end, capacity = int(feeds["length"][0]) + feeds["embeddings"].shape[1], feeds["cache_key.0"].shape[2]
-        feeds = {**feeds, "last_row": np.array([end - 1], np.int32),
-                 "total_rows": np.array(capacity if feeds["embeddings"].shape[1] == 1 else end, np.int32)}
+        rows, capacity = feeds["embeddings"].shape[1], feeds["cache_key.0"].shape[2]
+        end = int(feeds["length"][0]) + rows
+        feeds = {**feeds, "last_row": np.array([end - 1], np.int32), "row_numbers": np.arange(rows)[None],
+                 "total_rows": np.array(capacity if rows == 1 else end, np.int32)}
     taken = {value.name for value in session.get_inputs()}
     return dict(zip([o.name for o in session.get_outputs()], session.run(None, {name: array for name, array in feeds.items() if name in taken})))
 

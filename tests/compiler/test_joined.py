@@ -21,11 +21,12 @@ RANDOM = np.random.default_rng(0)
 WEIGHTS = {name: RANDOM.standard_normal((rows, WIDTH)).astype(np.float32) for name, rows in SIZES.items()}
 NUMBERS = {name: RANDOM.integers(-8, 8, (rows, WIDTH)).astype(np.int8) for name, rows in SIZES.items()}
 SCALES = {name: RANDOM.random((rows, WIDTH // BLOCK)).astype(np.float32) for name, rows in SIZES.items()}
+BIASES = {name: RANDOM.standard_normal(rows).astype(np.float32) for name, rows in SIZES.items()}
 X, Z = (RANDOM.standard_normal((2, rows, WIDTH)).astype(np.float32) for rows in (3, 3))
 
 
-def products(kind: str, inputs: dict[str, str], exposed: str = "") -> ir.Model:
-    """y_NAME = -(input @ W_NAME^T), in fp32 or from numbers of 4 or 8 bits; `exposed` is a result without the minus."""
+def products(kind: str, inputs: dict[str, str], exposed: str = "", biased: str = "") -> ir.Model:
+    """y_NAME = -(input @ W_NAME^T), in fp32 or from numbers of 4 or 8 bits; `exposed` is a result without the minus; `biased` ones have a bias."""
     names = ("x", "z")
     model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 21, "{MICROSOFT}" : 1]> graph '
                               f'({", ".join(f"float[batch,rows,{WIDTH}] {name}" for name in names)}) => () {{}}')
@@ -42,8 +43,13 @@ def products(kind: str, inputs: dict[str, str], exposed: str = "") -> ir.Model:
             turned = ir.node("Transpose", scaled.outputs, {"perm": [1, 0]})
             model.graph.extend([scaled, turned])
             product = ir.node("MatMul", [given[inputs[name]], turned.outputs[0]])
-        minus = ir.node("Neg", product.outputs)
-        model.graph.extend([product, minus])
+        model.graph.append(product)
+        last = product
+        if name in biased:
+            last = ir.node("Add", [constant(model, f"b.{name}", BIASES[name]), product.outputs[0]])
+            model.graph.append(last)
+        minus = ir.node("Neg", last.outputs)
+        model.graph.append(minus)
         result = product.outputs[0] if name == exposed else minus.outputs[0]
         result.name, result.type, result.shape = f"y_{name}", ir.TensorType(ir.DataType.FLOAT), ir.Shape(["batch", "rows", rows])
         model.graph.outputs.append(result)
@@ -90,6 +96,19 @@ def test_products_of_one_input_are_one(kind: str, inputs: str, exposed: str, tog
     assert done == [("FusedMatMul" if kind == "float32" else "MatMulNBits", rows) for rows in together]
     for name, values in expected(kind, of, exposed).items():
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8", "int4"])
+@pytest.mark.parametrize(("biased", "additions"), [("qkv", [("Add", 1)]), ("qv", [("Add", 2)])])
+def test_biases_are_added_together_where_all_have_one(kind: str, biased: str, additions: list[tuple[str, int]], tmp_path: Path) -> None:
+    of = dict.fromkeys(SIZES, "x")
+    model = products(kind, of, biased=biased)
+    join_small_products(model)
+    assert [*Counter(node.op_type for node in model.graph if node.op_type == "Add").items()] == additions
+    found, done = run(model, tmp_path)
+    assert done == [("FusedMatMul" if kind == "float32" else "MatMulNBits", 88)]
+    for name, values in expected(kind, of).items():
+        np.testing.assert_allclose(found[name], values - BIASES[name[-1]] * (name[-1] in biased), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["float32", "int8", "int4"])

@@ -343,8 +343,8 @@ def test_a_token_is_predicted_to_read_the_stored_bytes(made: dict[str, Path], fu
     ("int4", {"block": 64}, EdgecompError, "model.language_model.layers.0.mlp.down_proj.weight is 864 wide, which blocks of 64 do not divide: choose "
                                            "--block 16 or 32, or --unquantized 'model.language_model.layers.0.mlp.down_proj.weight'"),
     ("int4", {"unquantized": ["lm_heat.*"]}, EdgecompError, "--unquantized 'lm_heat.*' is the name of none of the 57 weights that int4 is for"),
-    ("int8", {"unquantized": ["*_proj.weight", "lm_head.weight"]}, EdgecompError, "none of the 57 weights is left to be quantized: leave out one "
-                                                                                  "--unquantized"),
+    ("int8", {"unquantized": ["*_proj.weight", "lm_head.weight"]}, EdgecompError,
+     "--unquantized leaves none of the 57 weights that --weights is for: leave out --weights, or one --unquantized"),
 ])
 def test_what_cannot_be_done_is_said_before_anything_is_written(full: Path, tmp_path: Path, precision: str, more: dict[str, Any],
                                                                 error: type[EdgecompError], message: str) -> None:

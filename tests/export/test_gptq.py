@@ -174,8 +174,9 @@ def test_tensors_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_quantized_are_not_quantized_again(compiled: Compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, neutral = compiled(tiny_gptq, "awq")
-    monkeypatch.setattr("edgecomp_export.export.export", lambda *args, **choices: neutral)
+    """Which the checkpoint's config says, before anything is exported."""
+    folder, _ = compiled(tiny_gptq, "awq")
+    monkeypatch.setattr("edgecomp_export.export.export", lambda *args, **choices: pytest.fail("it is exported"))
     with pytest.raises(EdgecompError, match=f"^{folder} has its weights in int4 already: leave out --weights and --activations$"):
         compile_model(str(folder), tmp_path / "out", [], weights="int8")
 

@@ -20,6 +20,8 @@ from edgecomp.compress import Recipe, compress
 from edgecomp.ir.graphs import load
 from edgecomp.ir.rewrite import inputs, made_by, nodes
 from edgecomp.lowering import lowered
+from edgecomp.quantize import calibrate
+from edgecomp.quantize.activations import entering
 from edgecomp.quantize.apply import quantize
 from edgecomp.quantize.subset import Calibration
 from edgecomp.writer import copy_files, writing
@@ -166,6 +168,24 @@ def test_what_a_plan_is_made_of_does_not_depend_on_the_order(compiled: Compiled,
         compress(tmp_path / "q", tmp_path / "no", [Recipe.of(methods.make("stride"), "7", "encoder:2")])
     with pytest.raises(EdgecompError, match=r"q has activations in int8 already: quantize the bundle that it was made from"):
         quantize(tmp_path / "q", tmp_path / "no", "int8", block=16)
+
+
+@pytest.mark.parametrize("choice", ["random", "cover"])
+def test_products_that_stay_are_not_measured(compiled: Compiled, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, choice: str) -> None:
+    """Nor have they a say in which pictures are taken; the others' scales are what they were."""
+    _, neutral = compiled(tiny, "gqa-tied")
+    file = Bundle.open(neutral).manifest.plans["full"].variants["neutral"]["vision"]
+    measured, covered, scales = list[int](), list[int](), []
+    monkeypatch.setattr(calibrate, "histogram", lambda values, real=calibrate.histogram: measured.append(values.size) or real(values))
+    monkeypatch.setattr(calibrate, "cover", lambda rows, count: covered.append(len(rows)) or [*range(count)])
+    for name, stays in (("all", []), ("some", ["model.multi_modal_projector.*"])):
+        quantize(neutral, tmp_path / name, None, calibration=Calibration(folder, COUNT, choice), unquantized=stays)
+        scales.append(scales_of(load(tmp_path / name / file)))
+    every, some = scales
+    assert 0 < len(some) == len(every) - 2 and some == {name: every[name] for name in some}
+    values = {name: len({value.name for value in entering(load(neutral / file), of)}) for name, of in (("all", every), ("some", some))}
+    assert values["some"] == values["all"] - 2 and len(measured) == COUNT * sum(values.values())
+    assert covered == ([*values.values()] if choice == "cover" else [])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -206,7 +206,7 @@ def told(session: Session, messages: list[dict[str, Any]], pictures: Sequence[An
     assert statistics is not None
     for step, token in enumerate(ANSWER):
         row = following([token], session._embed([token]), rows.next_position + step, len(rows.positions))
-        found.append(session._step(row, len(session._cached), statistics))
+        found.append(session._step(row, len(session._cached), statistics).copy())
     return np.concatenate(found)
 
 

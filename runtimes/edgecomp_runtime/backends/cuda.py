@@ -1,13 +1,10 @@
 """Memory of an NVIDIA GPU, by NVIDIA's own cuda-python: buffers allocated once, page-locked twins of what the host reads and writes, one stream."""
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Hashable
 from typing import Any
 
-import numpy as np
 from cuda.bindings import runtime as cudart
-from numpy.typing import NDArray
 
 from edgecomp_runtime.buffers import Region
 from edgecomp_runtime.errors import EdgecompError
@@ -106,17 +103,15 @@ class CudaMemory:
             self._twins.append((address, size, int(checked(cudart.cudaHostAlloc(max(size, 1), cudart.cudaHostAllocDefault)))))
         return address
 
-    def write(self, region: Region, array: NDArray[Any]) -> None:
-        twin = self.on_host(region)
-        _view(twin, region)[...] = array
-        checked(cudart.cudaMemcpyAsync(region.address, twin, region.nbytes, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice, self.stream))
+    def send(self, region: Region) -> None:
+        self._copy(region.address, self.on_host(region), region, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice)
 
-    def read(self, region: Region) -> NDArray[Any]:
-        twin = self.on_host(region)
-        checked(cudart.cudaMemcpyAsync(twin, region.address, region.nbytes, cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost, self.stream))
+    def fetch(self, region: Region) -> None:
+        self._copy(self.on_host(region), region.address, region, cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
         checked(cudart.cudaStreamSynchronize(self.stream))
-        found: NDArray[Any] = _view(twin, region).copy()
-        return found
+
+    def _copy(self, goal: int, source: int, region: Region, kind: Any) -> None:
+        checked(cudart.cudaMemcpyAsync(goal, source, region.nbytes, kind, self.stream))
 
     def store(self, rows: Region, cache: Region, at: int) -> None:
         row = rows.nbytes // (rows.shape[0] * rows.shape[1] * rows.shape[2])
@@ -137,13 +132,8 @@ class CudaMemory:
             self.close()
 
     def on_host(self, region: Region) -> int:
-        """Where what was written to a region, or read from it, lies on the host."""
+        """Where a region's page-locked twin lies."""
         for address, size, twin in self._twins:
             if address <= region.address < address + max(size, 1):
                 return twin + region.address - address
         raise AssertionError("only what was allocated to be staged is read and written by the host")
-
-
-def _view(address: int, region: Region) -> NDArray[Any]:
-    found: NDArray[Any] = np.frombuffer(memoryview((ctypes.c_char * region.nbytes).from_address(address)), region.dtype).reshape(region.shape)
-    return found

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from edgecomp_runtime.backends import variant
-from edgecomp_runtime.buffers import Bound, HostMemory, Memory, Region
+from edgecomp_runtime.buffers import Bound, HostMemory, Memory, Region, view
 from edgecomp_runtime.bundle import Bundle
 from edgecomp_runtime.errors import InputError
 from edgecomp_runtime.limits import PREFILL_ROWS
@@ -17,8 +17,8 @@ from edgecomp_runtime.manifest import GraphInfo
 class NullEngine:
     """Gives zeros of each output's shape; logits point at the number of rows that the cache would hold."""
 
-    def __init__(self, graph: GraphInfo, memory: HostMemory):
-        self._results, self._memory = [t for t in graph.outputs if not t.role.startswith("new_")], memory
+    def __init__(self, graph: GraphInfo):
+        self._results = [t for t in graph.outputs if not t.role.startswith("new_")]
         self._regions: dict[str, Region] = {}
 
     def bind(self, name: str, region: Region) -> None:
@@ -27,10 +27,10 @@ class NullEngine:
     def execute(self) -> None:
         regions = self._regions
         for tensor in self._results:
-            out = self._memory.view(regions[tensor.name])
+            out = view(regions[tensor.name], regions[tensor.name].address)
             out[...] = np.arange(out.shape[1]) if tensor.role == "kept" else 0
             if tensor.role == "logits":
-                rows = int(self._memory.view(regions["length"])[0]) + regions["embeddings"].shape[1]
+                rows = int(view(regions["length"], regions["length"].address)[0]) + regions["embeddings"].shape[1]
                 out[..., rows % out.shape[-1]] = 1
 
 
@@ -48,8 +48,7 @@ class NullBackend:
         return HostMemory()
 
     def load(self, path: Path, graph: GraphInfo, most: Mapping[str, int], state: Mapping[str, Region], memory: Memory) -> Bound:
-        assert isinstance(memory, HostMemory)
-        return Bound(NullEngine(graph, memory), graph, most, state, memory)
+        return Bound(NullEngine(graph), graph, most, state, memory)
 
 
 def make(threads: int | None, name: str = "null") -> NullBackend:
