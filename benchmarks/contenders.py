@@ -190,6 +190,11 @@ class Contender:
         """Of all turns but the first, which warms up."""
         return statistics.median(turn[what] for turn in self.times[rows, tokens][1:])
 
+    def ahead_of(self, other: Contender, rows: int, tokens: int, what: str) -> float:
+        """How many times longer the other takes: the median over turns, each compared with its own, since a machine's speed drifts."""
+        turns = zip(self.times[rows, tokens][1:], other.times[rows, tokens][1:])
+        return statistics.median(its[what] / mine[what] for mine, its in turns)
+
     def bits(self) -> float:
         return 8 * self.size["bytes"] / self.size["weights"]
 

@@ -25,7 +25,7 @@ from benchmarks.common import QUESTIONS, RESULTS, WORK, markdown, quantized_bund
 from benchmarks.predict import by_unit, percent, width
 from benchmarks.predict_fit import Residual, Row
 from edgecomp import __version__
-from edgecomp.beside import ENGINE, TIMES
+from edgecomp.beside import ENGINE
 from edgecomp.detect import detect
 from edgecomp.devices import Cpu, Device, Memory, Peaks, Sources
 from edgecomp.measure import Spec, measure
@@ -33,6 +33,7 @@ from edgecomp.predict import efficiency
 from edgecomp.predict.calibration import version
 from edgecomp.predict.graph import counted
 from edgecomp.predict.work import Work
+from edgecomp.report.phases import PHASES
 from edgecomp_runtime import Bundle
 
 CSV = Path(__file__).parent / "data" / "cpu_times.csv"
@@ -72,7 +73,7 @@ def times(name: str, repeats: int) -> Iterator[dict[str, Any]]:
             asked = {"text_rows": rows - bundle.manifest.plans[plan].visual_tokens, "context": rows + took["new_tokens"] // 2}
             about = {"engine": ENGINE, "engine_version": version(ENGINE), "edgecomp": __version__, "date": dt.date.today().isoformat(),
                      "bundle": name, "plan": plan, "prompt_rows": rows, "repeats": repeats}
-            for phase, key in TIMES.items():
+            for phase, key in ((name, about.measured) for name, about in PHASES.items()):
                 of = {"phase": phase, "format": efficiency.format_of(phase, ENGINE, bundle.manifest),
                       "model": tower if phase == "vision" else decoder, "context": asked["context"] if phase == "decode" else 0,
                       **_flat(counted(bundle, plan, phase, **asked)),
@@ -140,9 +141,9 @@ def fit() -> None:
     lines = read()
     rows = rows_of(lines)
     residuals = fitting.left_out(rows, "model")
-    of_phase = {phase: [each for each in residuals if each.row.phase == phase] for phase in TIMES}
+    of_phase = {phase: [each for each in residuals if each.row.phase == phase] for phase in PHASES}
     effects = {phase: {effect: {key: {"log": [round(float(value), 4) for value in log], "rows": count} for key, (log, count) in entries.items()}
-                       for effect, entries in fitting.fit([row for row in rows if row.phase == phase]).items()} for phase in TIMES}
+                       for effect, entries in fitting.fit([row for row in rows if row.phase == phase]).items()} for phase in PHASES}
     last = lines[-1]
     data = {"made_by": "python -m benchmarks.cpu_times --fit", "from": "benchmarks/data/cpu_times.csv", "terms": efficiency.TERMS,
             "machine": {"chip": last["chip"], "architecture": last["architecture"], "cores": int(last["cores"]), "vector": last["vector"]},

