@@ -64,13 +64,13 @@ def _join(model: ir.Model, products: list[ir.Node]) -> None:
 
 
 def bias_of(product: ir.Node) -> tuple[ir.Node, ir.Value] | None:
-    """What alone reads a product, if that adds a constant to each of its rows; and the constant."""
-    readers = [node for node, _ in product.outputs[0].uses()]
-    if [node.op_type for node in readers] != ["Add"]:
+    """What alone reads a product, if that adds a constant of its width to each row; and the constant."""
+    readers, weight = [node for node, _ in product.outputs[0].uses()], _stored(product)
+    if [node.op_type for node in readers] != ["Add"] or not weight.is_initializer():
         return None
     add, = readers
     bias = next((value for value in inputs(add) if value is not product.outputs[0]), None)
-    return (add, bias) if bias is not None and bias.is_initializer() and len(dims(bias)) == 1 else None
+    return (add, bias) if bias is not None and bias.is_initializer() and dims(bias) == dims(weight)[:1] else None
 
 
 def with_biases(model: ir.Model, before: ir.Node, together: ir.Value, biases: list[ir.Value]) -> ir.Value:

@@ -45,7 +45,7 @@ def lower(model: ir.Model) -> None:
     integer_products(model)
     quantized_products(model)
     _transposed_weights(model)
-    RemoveUnusedNodesPass()(model)  # who is not read would count as a reader
+    RemoveUnusedNodesPass()(model)  # those that nobody reads would count as readers
     if lengths.made:  # in decoders, which take one row at a time: to take many rows' results apart costs what joining gains
         join_small_products(model)
     pack_projections(model)

@@ -116,7 +116,8 @@ def _known_lengths(model: ir.Model, run: Run) -> None:
     known: dict[str, np.ndarray[Any, Any]] = {}
     for first, rows in run.cached.items():
         layer = f".{first}" if first else ""
-        known |= {f"length{layer}": np.array([rows]), f"total_rows{layer}": np.array(rows + run.sizes[f"rows{layer}"], np.int32)}
+        new = run.sizes.get(f"rows{layer}", 0)  # of which a vision graph has none
+        known |= {f"length{layer}": np.array([rows]), f"total_rows{layer}": np.array(rows + new, np.int32)}
     for value in model.graph.inputs:
         if value.name in known:
             number = constant(model, f"{value.name}.known", known[value.name])

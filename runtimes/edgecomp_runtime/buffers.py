@@ -72,12 +72,12 @@ class HostMemory:
         pass
 
     def store(self, rows: Region, cache: Region, at: int) -> None:
-        view(cache, cache.address)[:, :, at:at + rows.shape[2]] = view(rows, rows.address)
+        view(cache)[:, :, at:at + rows.shape[2]] = view(rows)
 
 
-def view(region: Region, address: int) -> NDArray[Any]:
-    """The bytes at an address, as an array of a region's shape and type."""
-    there = memoryview((ctypes.c_char * region.nbytes).from_address(address))
+def view(region: Region, address: int | None = None) -> NDArray[Any]:
+    """A region's bytes as an array; or those at another address, in its shape and type."""
+    there = memoryview((ctypes.c_char * region.nbytes).from_address(region.address if address is None else address))
     found: NDArray[Any] = np.frombuffer(there, region.dtype).reshape(region.shape)
     return found
 
@@ -175,7 +175,7 @@ class Bound:
         self._fed = [t for t in graph.inputs if not is_state(t.role)]
         self._state, self._bound = state, dict[str, Region]()
         self._views: dict[str, NDArray[Any]] = {}  # of what is bound, for the host
-        self._shapes: list[tuple[int, ...]] = []  # of what was fed last
+        self._shapes: list[tuple[int, ...]] | None = None  # of what was fed last
         for tensor in (*graph.inputs, *graph.outputs):
             if is_state(tensor.role):
                 engine.bind(tensor.name, state[tensor.name.replace("_out", "")])

@@ -241,10 +241,10 @@ class Session:
         found, names = {}, [_name(picture) for picture in pixels]
         for name, picture in zip(names, pixels):
             if name not in found and name not in self._visual:
-                out = {key: array.copy() for key, array in self._vision.run({"pixels": picture[None]}).items()}
-                kept = out["kept"][0] if "kept" in out else np.arange(self.plan.visual_tokens)
+                out = self._vision.run({"pixels": picture[None]})
+                kept = out["kept"][0].copy() if "kept" in out else np.arange(self.plan.visual_tokens)
                 deepstack = np.stack([out[key][0] for key in self._stacked]) if self._stacked else None
-                self._visual[name] = VisualTokens(name, out["visual_tokens"][0], kept, deepstack)
+                self._visual[name] = VisualTokens(name, out["visual_tokens"][0].copy(), kept, deepstack)
             found[name] = self._visual[name]
         self._visual = found
         return [found[name] for name in names]

@@ -111,6 +111,17 @@ def test_biases_are_added_together_where_all_have_one(kind: str, biased: str, ad
         np.testing.assert_allclose(found[name], values - BIASES[name[-1]] * (name[-1] in biased), rtol=1e-4, atol=1e-4)
 
 
+def test_one_number_for_a_whole_row_is_no_bias(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(BIASES, "k", np.ones(1, np.float32))
+    of = dict.fromkeys(SIZES, "x")
+    model = products("float32", of, biased="qkv")
+    join_small_products(model)
+    assert sum(node.op_type == "Add" for node in model.graph) == 3
+    found, _ = run(model, tmp_path)
+    for name, values in expected("float32", of).items():
+        np.testing.assert_allclose(found[name], values - BIASES[name[-1]], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["float32", "int8", "int4"])
 def test_large_weights_stay_by_themselves(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """k has 16 rows, v 24, q 48: with a limit at v's size, k and v are joined alone."""

@@ -27,10 +27,10 @@ class NullEngine:
     def execute(self) -> None:
         regions = self._regions
         for tensor in self._results:
-            out = view(regions[tensor.name], regions[tensor.name].address)
+            out = view(regions[tensor.name])
             out[...] = np.arange(out.shape[1]) if tensor.role == "kept" else 0
             if tensor.role == "logits":
-                rows = int(view(regions["length"], regions["length"].address)[0]) + regions["embeddings"].shape[1]
+                rows = int(view(regions["length"])[0]) + regions["embeddings"].shape[1]
                 out[..., rows % out.shape[-1]] = 1
 
 
